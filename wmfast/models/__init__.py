@@ -1,0 +1,1 @@
+"""The three networks: tokenizer, world model, Q-network."""
