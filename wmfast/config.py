@@ -1,0 +1,188 @@
+"""Configuration: frozen dataclasses read by tyro, and the presets.
+
+A field's docstring is its ``--help``; a size that belongs to a preset stands in ``PRESETS``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+Preset = Literal["auto", "cpu", "v3", "v2", "atari100k", "smoke"]
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The emulator and the protocol that scores depend on."""
+
+    num_envs: int = 8
+    """Parallel games; one env step is one action in one of them (4 raw frames)."""
+    sticky: float = 0.0
+    """Probability that the emulator repeats the last action (0: Atari-100k papers, 0.25: ALE)."""
+    noop_max: int = 30
+    """Up to this many no-ops begin a game."""
+    max_frames: int = 108_000
+    """Raw frames after which a game is truncated."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Frames to 21 x 16 tokens and back."""
+
+    kind: Literal["patch", "vqvae"] = "vqvae"
+    """patch: k-means codebook of 4x4 pixel patches and a small decoder; vqvae: the seeds' VQ-VAE."""
+    codebook_size: int = 512
+    """Codes (the vocabulary of every token model)."""
+    code_dim: int = 256
+    """vqvae: width of a code."""
+    channels: int = 64
+    """vqvae: width of the first convolution (then x2, x4). patch: width of the decoder."""
+    residual_blocks: int = 2
+    """Residual blocks at the bottleneck (vqvae) or in the decoder (patch)."""
+    ema_decay: float = 0.99
+    """vqvae: decay of the codebook's moving averages."""
+    commitment: float = 0.25
+    """vqvae: weight of the commitment loss."""
+    dead_code_threshold: float = 0.01
+    """vqvae: a code used less than this fraction of an even share is reset from live outputs."""
+    foreground_weight: float = 10.0
+    """Extra weight of pixels that differ from the median frame; 0 is a plain L1 loss."""
+    train_steps: int = 5000
+    """Training steps before the tokenizer is frozen."""
+    batch_size: int = 32
+    """Frames a training step."""
+    learning_rate: float = 3e-4
+    """AdamW learning rate."""
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Next tokens, reward and end from a token history and an action."""
+
+    kind: Literal["transformer", "conv"] = "transformer"
+    """transformer: the seeds' sequence of history, action and queries; conv: over the token grid."""
+    d_model: int = 256
+    """Model width."""
+    heads: int = 4
+    """Attention heads (transformer)."""
+    layers: int = 4
+    """Transformer layers, or residual blocks (conv)."""
+    dropout: float = 0.1
+    """Dropout rate (transformer)."""
+    tubelet: tuple[int, int, int] = (1, 1, 1)
+    """Tokens (time, height, width) merged into one position; (1, 1, 1) is the seeds' sequence."""
+    copy_gate: bool = False
+    """Mix "copy the last token" with the predicted distribution by a learned gate."""
+    reward_done_heads: bool = True
+    """Predict reward and end too (v3); off in v2.1."""
+    done_weight: float = 20.0
+    """Weight of the rare positives of the done head."""
+    batch_size: int = 16
+    """Segments a training step."""
+    learning_rate: float = 5e-4
+    """AdamW learning rate."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    every: int = 100
+    """Env steps for one training step."""
+    recent_steps: int = 50_000
+    """Length of the recency window, in env steps."""
+    recent_fraction: float = 0.5
+    """Fraction of the batch drawn from the recency window."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Dueling double DQN with prioritized replay over token histories."""
+
+    kind: Literal["transformer", "conv"] = "transformer"
+    """transformer: over tubelets of tokens; conv: over the token grid."""
+    d_model: int = 256
+    """Transformer width; conv: channels of the convolutions."""
+    heads: int = 4
+    """Attention heads (transformer)."""
+    layers: int = 4
+    """Transformer layers."""
+    tubelet: tuple[int, int, int] = (1, 1, 1)
+    """Tokens (time, height, width) merged into one position (transformer)."""
+    embed_dim: int = 8
+    """Width of a token's embedding (conv)."""
+    gamma: float = 0.99
+    """Discount of a step."""
+    n_step: int = 1
+    """Steps of the bootstrapped return."""
+    tau: float = 0.001
+    """Soft update of the target network."""
+    alpha: float = 0.6
+    """Exponent of the priorities (Schaul et al. 2016)."""
+    beta: float = 0.4
+    """Importance-sampling exponent at the start; it rises linearly to 1."""
+    epsilon_end: float = 0.01
+    """Exploration at the end of the schedule."""
+    epsilon_steps: int = 1_000_000
+    """Env steps from epsilon 1 to `epsilon_end`; at most `epsilon_share` of the run."""
+    epsilon_share: float = 1.0
+    """Largest share of the run that the epsilon schedule may take."""
+    batch_size: int = 32
+    """Transitions a training step."""
+    learning_rate: float = 1e-4
+    """AdamW learning rate."""
+    grad_clip: float = 10.0
+    """Largest norm of the gradient."""
+    every: int = 4
+    """Env steps for one training step."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How often each part of the loop runs, in env steps."""
+
+    mode: Literal["staged", "frozen"] = "frozen"
+    """frozen: tokenizer frozen after the warm-up, world model and agent continue; staged: tokenizer,
+    then world model, then agent."""
+    warmup_steps: int = 10_000
+    """Random env steps before any training."""
+    replay_capacity: int = 1_000_000
+    """Env steps kept in the replay buffer."""
+    eval_every: int = 50_000
+    """Env steps between evaluations; the last step is always evaluated."""
+    eval_episodes: int = 10
+    """Full greedy games an evaluation, all at once."""
+    checkpoint_every: int = 20_000
+    """Env steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    log_every: int = 2_000
+    """Env steps between rows of metrics."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a discrete-token world model and an agent on one Atari game."""
+
+    game: str = "mspacman"
+    """Any of the 104 games, blind to case, `_`, `-` and `ALE/...-v5`."""
+    preset: Preset = "auto"
+    """Sizes and rates: auto is cpu without a GPU and v3 with one."""
+    steps: int = 1_000_000
+    """Env steps of the run, warm-up included."""
+    seed: int = 0
+    """Seed of every random stream."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks run."""
+    run_dir: Path | None = None
+    """Run folder; `runs/<game>/<preset>-s<seed>-<utc>` unless given."""
+    resume: bool = False
+    """Go on from the latest checkpoint of `--run-dir` (or of the newest matching run)."""
+    vqvae: Path | None = None
+    """Tokenizer weights (safetensors) in place of training one."""
+    wm: Path | None = None
+    """World-model weights (safetensors) to start from."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
