@@ -77,8 +77,8 @@ class Block(nn.Module):
         """(B, L, D) to (B, L, D), or to (B, last, D): only the ``last`` positions are computed."""
         rows_bld: Tensor = x_bld if last is None else x_bld[:, -last:]
         rows_bld = rows_bld + self.dropout(self.attention(self.attention_norm(x_bld), last))
-        rows_bld += self.dropout(self.feed_forward(self.feed_forward_norm(rows_bld)))
-        return rows_bld
+        branch_bld: Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(rows_bld)))
+        return rows_bld + branch_bld
 
 
 class Encoder(nn.Module):
