@@ -1,0 +1,36 @@
+"""Which body of a kernel runs: one line in each public op, one environment variable for A/B runs.
+
+``WMFAST_KERNELS`` is read at every call: ``auto`` (the default) takes Triton for a CUDA tensor
+where a Triton body exists and torch elsewhere; ``triton`` and ``torch`` insist.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+Body = Literal["triton", "torch"]
+
+
+def choose_body(op: str, device: torch.device, bodies: tuple[Body, ...]) -> Body:
+    """The body of ``op`` that runs on ``device``, out of those that exist.
+
+    Raises ValueError for an unknown ``WMFAST_KERNELS`` and RuntimeError where ``triton`` is asked
+    for but ``op`` has no Triton body, or the tensors are not on a CUDA device.
+    """
+    wanted = os.environ.get("WMFAST_KERNELS", "auto")
+    if wanted == "torch":
+        return "torch"
+    if wanted == "auto":
+        return "triton" if device.type == "cuda" and "triton" in bodies else "torch"
+    if wanted != "triton":
+        raise ValueError(f"WMFAST_KERNELS={wanted!r}: allowed are auto, triton and torch")
+    if "triton" not in bodies:
+        raise RuntimeError(f"WMFAST_KERNELS=triton: {op} has no Triton body; use auto or torch")
+    if device.type != "cuda":
+        raise RuntimeError(
+            f"WMFAST_KERNELS=triton: {op} got {device.type} tensors, allowed is cuda"
+        )
+    return "triton"
