@@ -11,7 +11,8 @@ import pytest
 from ale_py import roms
 
 from wmfast.config import EnvConfig
-from wmfast.envs import GAMES, AtariEnvs, EnvStep, Stream, env_seeds, game_name
+from wmfast.envs import AtariEnvs, EnvStep, Stream, env_seeds
+from wmfast.games import GAMES, game_name
 
 STREAMS: tuple[Stream, ...] = ("train", "eval")
 STICKY = EnvConfig(num_envs=3, sticky=0.25)

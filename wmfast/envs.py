@@ -1,4 +1,4 @@
-"""Atari games in lock-step: names, the protocol that scores depend on, and the step record.
+"""Atari games in lock-step: the protocol that scores depend on, and the step record.
 
 The emulator is ``ale_py.vector_env.AtariVectorEnv`` (Arcade Learning Environment: Bellemare et al.
 2013, Machado et al. 2018). The protocol: RGB, 84 x 64 by area interpolation, 4 raw frames a step
@@ -10,52 +10,22 @@ frame of the next game.
 
 from __future__ import annotations
 
-import difflib
-import re
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import ale_py
 import numpy as np
-from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
 from wmfast.config import EnvConfig
+from wmfast.games import game_name
 
 FRAME_SKIP = 4
 FRAME_HEIGHT, FRAME_WIDTH = 84, 64
-# These need two players: the emulator has their files, but no environment id.
-_TWO_PLAYER = frozenset({"combat", "joust", "maze_craze", "warlords"})
 _STREAMS = {"train": 0, "eval": 1}
 
 Stream = Literal["train", "eval"]
-
-
-def _squash(name: str) -> str:
-    bare = re.sub(r"(noframeskip|deterministic)?-v\d+$", "", name.strip().lower())
-    return re.sub(r"[_\-\s]", "", bare.removeprefix("ale/"))
-
-
-_GAMES: dict[str, str] = {
-    _squash(rom): rom for rom in sorted(roms.get_all_rom_ids()) if rom not in _TWO_PLAYER
-}
-GAMES: tuple[str, ...] = tuple(_GAMES.values())
-"""The 104 games, by the emulator's names (``ms_pacman``)."""
-
-
-def game_name(name: str) -> str:
-    """The emulator's name of a game: ``ALE/MsPacman-v5`` and ``mspacman`` are ``ms_pacman``.
-
-    Blind to case, ``_``, ``-``, spaces and the id's prefix and version. Raises ValueError with the
-    nearest names for a game that is not there.
-    """
-    key = _squash(name)
-    if key in _GAMES:
-        return _GAMES[key]
-    near = [_GAMES[k] for k in difflib.get_close_matches(key, _GAMES, n=3, cutoff=0.5)]
-    hint = f"did you mean {', '.join(near)}?" if near else "the names are those of ale-py"
-    raise ValueError(f"unknown game {name!r} (of {len(GAMES)}): {hint}")
 
 
 def env_seeds(seed: int, stream: Stream, num_envs: int) -> NDArray[np.int64]:
