@@ -1,0 +1,84 @@
+# Every target sets itself up: .venv gets the package (editable: Python edits need no new install)
+# with the versions of constraints.txt, and the C++ part is rebuilt when its sources change.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+JOBS ?= $(shell nproc)
+
+GAME ?= mspacman
+STEPS ?=
+SEED ?=
+PRESET ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard $(CONSTRAINTS)) \
+	$(shell find csrc -type f -not -path 'csrc/tests/*')
+# Both, for pip before and from 25.3: the build's own environment is pinned too.
+export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test test-cpp bench lint types fmt
+
+help:  ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: GAME STEPS SEED PRESET (train), ARGS (train, test, bench), PYTHON, VENV"
+
+train: $(VENV)/.runtime  ## Train on a game: make train GAME=breakout STEPS=100000 SEED=1 PRESET=cpu
+	$(BIN)/wmfast-train --game "$(GAME)" $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(PRESET),--preset $(PRESET)) $(ARGS)
+
+test: $(VENV)/.dev  ## The Python tests
+	$(BIN)/pytest $(ARGS)
+
+test-cpp: $(VENV)/.dev  ## The C++ tests: plain, under ASan + UBSan, under TSan
+	$(call cpp_tests,plain,,)
+	$(call cpp_tests,asan,address$(comma)undefined,)
+	$(call cpp_tests,tsan,thread,$(NO_ASLR))
+
+bench: $(VENV)/.dev  ## The benchmarks, answers compared before times (ARGS=--benchmark-disable: no timing)
+	$(BIN)/pytest bench $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc -name '*.[ch]pp' -exec $(BIN)/clang-format --dry-run -Werror {} +
+
+types: $(VENV)/.dev  ## mypy --strict; kernels/ is wmfast.kernels only in a farm of links
+	rm -rf build/types
+	mkdir -p build/types/wmfast
+	ln -s $(CURDIR)/wmfast/* $(CURDIR)/kernels build/types/wmfast/
+	$(BIN)/mypy
+
+fmt: $(VENV)/.dev  ## Format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	find csrc -name '*.[ch]pp' -exec $(BIN)/clang-format -i {} +
+
+# TSan's shadow memory collides with the address randomisation of some kernels.
+NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
+comma := ,
+# $(1) name, $(2) sanitizers, $(3) wrapper
+define cpp_tests
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp-$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DWMFAST_BUILD_TESTS=ON -DWMFAST_SANITIZE="$(2)"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp-$(1) -j $(JOBS)
+	cd build/cpp-$(1) && PATH="$(abspath $(BIN)):$$PATH" $(3) ctest --output-on-failure --no-tests=error
+endef
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "cannot make $(VENV): \
+	needs Python 3.10 or later with venv (Debian: apt-get install python3-venv)" >&2; exit 1; }
+
+# What training needs.
+$(VENV)/.runtime: $(BUILD_INPUTS) | $(BIN)/python
+	$(BIN)/pip install -q -e .
+	touch $@
+
+# And the tools of the house; the package itself is already there and is not built twice.
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/pip install -q "wmfast[dev]"
+	touch $@
