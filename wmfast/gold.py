@@ -61,11 +61,11 @@ def world_model_quality(world_model: WorldModel, batches: Iterable[Segments]) ->
 def _token_counts(prediction: Prediction, batch: Segments) -> list[Tensor]:
     """Float64 scalars: tokens, changed, right, right and changed, summed -log p."""
     target_bk = batch.tokens_bsk[:, -batch.action_bs.shape[1]]
-    row_b1 = (batch.mask_bs[:, :1]) & ~batch.terminated_bs[:, :1]
+    row_b1 = batch.mask_bs[:, :1] & ~batch.terminated_bs[:, :1]
     counts_bk = row_b1.expand_as(target_bk)
     changed_bk = counts_bk & (target_bk != prediction.last_bk)
     right_bk = counts_bk & (prediction.tokens() == target_bk)
-    nll_bk = torch.where(counts_bk, prediction.token_nll(target_bk), 0.0)
+    nll_bk = torch.where(counts_bk, prediction.score(target_bk)[0], 0.0)
     parts = [counts_bk, changed_bk, right_bk, right_bk & changed_bk, nll_bk]
     return [part.sum(dtype=torch.float64) for part in parts]
 

@@ -25,7 +25,10 @@ COPY_LOGIT_INIT = 3.5  # copying starts with probability 0.97: argmax copies, th
 
 
 class Prediction(NamedTuple):
-    """One step ahead: the next tokens and, with reward and done heads, what the step brings."""
+    """One step ahead: the next tokens and, with reward and done heads, what the step brings.
+
+    The token fields cover all cells (B, K), or (M,) cells that the caller chose.
+    """
 
     logits_bkv: Tensor  # float (B, K, V) the model's own distribution
     last_bk: Tensor  # int64 (B, K) newest frame of the history
@@ -46,15 +49,33 @@ class Prediction(NamedTuple):
         own_bk1 = logits_bkv.gather(-1, index_bk1)
         return logits_bkv.scatter(-1, index_bk1, torch.logaddexp(own_bk1, copy_bk1))
 
-    def token_nll(self, target_bk: Tensor) -> Tensor:
-        """-log p of int64 tokens (B, K) under the mixture, float32 (B, K)."""
-        logits = self.logits_bkv.flatten(0, 1)
-        own_bk = -F.cross_entropy(logits, target_bk.flatten(), reduction="none").view_as(target_bk)
+    def score(self, target_bk: Tensor) -> tuple[Tensor, Tensor]:
+        """Score int64 tokens (B, K) under the mixture: -log p, float32, and "is it right", bool.
+
+        Right means that no token is likelier: ``tokens() == target_bk`` but for exact ties, which
+        all count as right. It costs one maximum over the vocabulary, no argmax and no mixture.
+        """
+        logits_mv = self.logits_bkv.flatten(0, -2)
+        own_bk = -F.cross_entropy(logits_mv, target_bk.flatten(), reduction="none").view_as(
+            target_bk
+        )
+        logit_bk = self._logit(target_bk)
+        best_bk = self.logits_bkv.detach().amax(-1).float()
         if self.copy_logit_bk is None:
-            return -own_bk
+            return -own_bk, logit_bk >= best_bk
         copy_bk = self.copy_logit_bk.float()
         same_bk = target_bk == self.last_bk
-        return F.softplus(copy_bk) - torch.where(same_bk, torch.logaddexp(own_bk, copy_bk), own_bk)
+        nll_bk = F.softplus(copy_bk) - torch.where(
+            same_bk, torch.logaddexp(own_bk, copy_bk), own_bk
+        )
+        # Both candidates on the scale of the logits, where logsumexp(z) = z[y] - log_softmax(z)[y]
+        gate_bk = (logit_bk - own_bk + copy_bk).detach()
+        last_bk = torch.logaddexp(self._logit(self.last_bk), gate_bk)
+        right_bk = torch.where(same_bk, last_bk, logit_bk) >= torch.maximum(best_bk, last_bk)
+        return nll_bk, right_bk
+
+    def _logit(self, token_bk: Tensor) -> Tensor:
+        return self.logits_bkv.detach().gather(-1, token_bk[..., None]).squeeze(-1).float()
 
     def tokens(self) -> Tensor:
         """The most likely token of each cell, int64 (B, K); the lowest index among equals."""
@@ -114,33 +135,47 @@ class WorldModel(nn.Module):
             ``token_accuracy``, ``copy_accuracy`` (that of repeating the last frame),
             ``changed_accuracy`` (of tokens that differ from it), ``reward_loss``, ``done_loss``.
         """
-        history = batch.tokens_bsk.shape[1] - batch.action_bs.shape[1]
-        history_btk, target_bk = batch.tokens_bsk[:, :history], batch.tokens_bsk[:, history]
-        assert target_bk.shape[-1] == TOKENS_PER_FRAME, target_bk.shape
-        prediction: Prediction = self(history_btk, batch.action_bs[:, 0])
+        history_btk, action_b, target_bk, weight_bk = one_step(batch)
+        prediction: Prediction = self(history_btk, action_b)
+        loss, metrics = token_loss(prediction, target_bk, weight_bk)
+        return self.add_event_losses(loss, metrics, prediction, batch)
+
+    def add_event_losses(
+        self, loss: Tensor, metrics: Metrics, prediction: Prediction, batch: Segments
+    ) -> tuple[Tensor, Metrics]:
+        """Add the losses of the reward and done heads, if the model has them."""
+        if prediction.done_logit_b is None:
+            return loss, metrics
         step_b = batch.mask_bs[:, 0]
-        loss, metrics = token_loss(prediction, target_bk, step_b & ~batch.terminated_bs[:, 0])
-        if prediction.done_logit_b is not None:
-            reward = reward_loss(prediction, batch.reward_bs[:, 0], step_b)
-            done = done_loss(prediction, batch.terminated_bs[:, 0], step_b, self.done_weight)
-            loss = loss + reward + done
-            metrics |= {"reward_loss": reward.detach(), "done_loss": done.detach()}
-        return loss, metrics
+        reward = reward_loss(prediction, batch.reward_bs[:, 0], step_b)
+        done = done_loss(prediction, batch.terminated_bs[:, 0], step_b, self.done_weight)
+        metrics = metrics | {"reward_loss": reward.detach(), "done_loss": done.detach()}
+        return loss + reward + done, metrics
 
 
-def token_loss(prediction: Prediction, target_bk: Tensor, row_b: Tensor) -> tuple[Tensor, Metrics]:
-    """Mean negative log-likelihood of the tokens of the rows where ``row_b`` holds, and metrics."""
-    counts_bk = row_b[:, None].expand_as(target_bk)
-    loss = masked_mean(prediction.token_nll(target_bk), counts_bk)
-    with torch.no_grad():
-        right_bk = (prediction.tokens() == target_bk).float()
-        same_bk = target_bk == prediction.last_bk
-        metrics = {
-            "token_loss": loss.detach(),
-            "token_accuracy": masked_mean(right_bk, counts_bk),
-            "copy_accuracy": masked_mean(same_bk.float(), counts_bk),
-            "changed_accuracy": masked_mean(right_bk, counts_bk & ~same_bk),
-        }
+def one_step(batch: Segments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """History (B, T, K), action (B,), target tokens (B, K) and their weights (B, K), 1.0 or 0.0."""
+    assert batch.tokens_bsk.shape[-1] == TOKENS_PER_FRAME, batch.tokens_bsk.shape
+    history = batch.tokens_bsk.shape[1] - batch.action_bs.shape[1]
+    target_bk = batch.tokens_bsk[:, history]
+    row_b1 = batch.mask_bs[:, :1] & ~batch.terminated_bs[:, :1]
+    weight_bk = row_b1.float().expand_as(target_bk)
+    return batch.tokens_bsk[:, :history], batch.action_bs[:, 0], target_bk, weight_bk
+
+
+def token_loss(
+    prediction: Prediction, target_bk: Tensor, weight_bk: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Weighted mean of the tokens' negative log-likelihood, and metrics under the same weights."""
+    nll_bk, right_bk = prediction.score(target_bk)
+    same_bk = target_bk == prediction.last_bk
+    loss = weighted_mean(nll_bk, weight_bk)
+    metrics = {
+        "token_loss": loss.detach(),
+        "token_accuracy": weighted_mean(right_bk, weight_bk),
+        "copy_accuracy": weighted_mean(same_bk, weight_bk),
+        "changed_accuracy": weighted_mean(right_bk, weight_bk * ~same_bk),
+    }
     return loss, metrics
 
 
@@ -151,7 +186,7 @@ def reward_loss(prediction: Prediction, reward_b: Tensor, row_b: Tensor) -> Tens
     sign_b = torch.sign(reward_b).long() + 1
     sign = F.cross_entropy(prediction.reward_sign_logits_bc, sign_b, reduction="none")
     error_b = prediction.reward_magnitude_b.float() - torch.log1p(reward_b.abs())
-    return masked_mean(sign, row_b) + masked_mean(error_b.square(), row_b & (reward_b != 0))
+    return weighted_mean(sign, row_b) + weighted_mean(error_b.square(), row_b & (reward_b != 0))
 
 
 def done_loss(prediction: Prediction, terminated_b: Tensor, row_b: Tensor, weight: float) -> Tensor:
@@ -163,9 +198,11 @@ def done_loss(prediction: Prediction, terminated_b: Tensor, row_b: Tensor, weigh
     assert prediction.done_logit_b is not None
     logit_b = prediction.done_logit_b.float() + math.log(weight)
     loss_b = torch.where(terminated_b, weight * F.softplus(-logit_b), F.softplus(logit_b))
-    return masked_mean(loss_b, row_b)
+    return weighted_mean(loss_b, row_b)
 
 
-def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``value`` where the bool ``mask`` holds; 0 where it never does. No host sync."""
-    return torch.where(mask, value, 0.0).sum() / mask.sum().clamp(min=1)
+def weighted_mean(value: Tensor, weight: Tensor) -> Tensor:
+    """Mean of ``value`` under ``weight`` (bool or float); 0 where all weights are. No host sync."""
+    weight = weight.float()
+    total = weight.sum()
+    return (value * weight).sum() / torch.where(total > 0, total, 1.0)

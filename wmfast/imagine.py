@@ -1,0 +1,88 @@
+"""One rollout for every use of a dream: play, Dyna, open-loop evaluation, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wmfast.models.prediction import Prediction, WorldModel
+
+Policy = Callable[[Tensor], Tensor]
+"""From a history int64 (B, T, K) to actions int64 (B,)."""
+
+
+class Dream(NamedTuple):
+    """An imagined segment; step i is what ``action_bs[:, i]`` brought."""
+
+    tokens_bsk: Tensor  # int64 (B, S, K)
+    action_bs: Tensor  # int64 (B, S)
+    reward_bs: Tensor | None  # float32 (B, S) game points; None without a reward head
+    done_bs: Tensor | None  # float32 (B, S) probability of the end; None without a done head
+
+
+@torch.no_grad()
+def imagine(
+    world_model: WorldModel,
+    history_btk: Tensor,
+    policy: Policy | Tensor,
+    horizon: int,
+    *,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Dream:
+    """Roll the world model out from its own predictions; no host sync, no gradient.
+
+    Args:
+        world_model: in eval mode for the call.
+        history_btk: int64 (B, T, K), oldest frame first; not changed.
+        policy: from the imagined history to actions, or fixed actions int64 (B, >= horizon).
+        horizon: steps to imagine, at least 1.
+        temperature: 0 takes each cell's most likely token, above 0 samples the cells one by one.
+        generator: of the sampling, on the model's device.
+
+    Returns:
+        The dream. It goes on past a predicted end: the reader weighs or cuts by ``done_bs``.
+
+    Raises:
+        ValueError: horizon below 1, temperature below 0, or fewer fixed actions than steps.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon = {horizon}: must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature = {temperature}: must be 0 (most likely) or above")
+    if isinstance(policy, Tensor) and policy.shape[1] < horizon:
+        raise ValueError(f"policy has {policy.shape[1]} fixed actions: must have {horizon}")
+    was_training = world_model.training
+    world_model.eval()
+    tokens, actions, predictions = [], [], []
+    for step in range(horizon):
+        action_b = policy[:, step] if isinstance(policy, Tensor) else policy(history_btk)
+        prediction: Prediction = world_model(history_btk, action_b)
+        token_bk = _choose(prediction, temperature, generator)
+        history_btk = torch.cat([history_btk[:, 1:], token_bk[:, None]], dim=1)
+        tokens.append(token_bk)
+        actions.append(action_b)
+        predictions.append((prediction.reward(), prediction.done()))
+    world_model.train(was_training)
+    rewards = [reward for reward, _ in predictions if reward is not None]
+    dones = [done for _, done in predictions if done is not None]
+    return Dream(
+        tokens_bsk=torch.stack(tokens, dim=1),
+        action_bs=torch.stack(actions, dim=1),
+        reward_bs=torch.stack(rewards, dim=1) if rewards else None,
+        done_bs=torch.stack(dones, dim=1) if dones else None,
+    )
+
+
+def _choose(
+    prediction: Prediction, temperature: float, generator: torch.Generator | None
+) -> Tensor:
+    """Tokens int64 (B, K): the most likely ones, or a sample (Gumbel-max: no host sync)."""
+    if temperature == 0:
+        return prediction.tokens()
+    logits_bkv = prediction.token_logits() / temperature
+    noise_bkv = torch.empty_like(logits_bkv).exponential_(generator=generator)
+    return (logits_bkv - noise_bkv.log()).argmax(-1)  # -log of an exponential is Gumbel noise
