@@ -18,6 +18,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard $(CONSTRAINTS)) \
 export PIP_CONSTRAINT := $(abspath $(CONSTRAINTS))
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -64,8 +65,8 @@ comma := ,
 # $(1) name, $(2) sanitizers, $(3) wrapper
 define cpp_tests
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp-$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-		-DWMFAST_BUILD_TESTS=ON -DWMFAST_SANITIZE="$(2)"
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp-$(1) -j $(JOBS)
+		-DWMFAST_BUILD_PYTHON=OFF -DWMFAST_BUILD_TESTS=ON -DWMFAST_SANITIZE="$(2)"
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp-$(1)
 	cd build/cpp-$(1) && PATH="$(abspath $(BIN)):$$PATH" $(3) ctest --output-on-failure --no-tests=error
 endef
 
