@@ -1,3 +1,6 @@
-#include <pybind11/pybind11.h>
+#include "bindings.hpp"
 
-PYBIND11_MODULE(_core, m) { m.doc() = "wmfast core"; }
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The C++ core of wmfast.";
+  wmfast::bindings::bind_replay(module);
+}

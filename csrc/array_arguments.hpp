@@ -1,0 +1,93 @@
+// numpy arrays as spans, with errors that name the argument. Part of the bindings.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace wmfast::bindings {
+
+namespace py = pybind11;
+using Shape = std::vector<py::ssize_t>;
+
+inline std::string shape_text(const py::array& array) {
+  return py::str(py::tuple(array.attr("shape"))).cast<std::string>();
+}
+
+inline std::string shape_text(const Shape& shape) {
+  py::tuple tuple(shape.size());
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) tuple[axis] = py::int_(shape[axis]);
+  return py::str(tuple).cast<std::string>();
+}
+
+inline bool has_shape(const py::array& array, const Shape& shape) {
+  if (array.ndim() != static_cast<py::ssize_t>(shape.size())) return false;
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+    if (array.shape(static_cast<py::ssize_t>(axis)) != shape[axis]) return false;
+  }
+  return true;
+}
+
+// The array itself, never a copy: numpy, exactly this dtype, one of the shapes, C-contiguous.
+template <typename T>
+py::array exact_array(const py::handle& object, const std::string& name,
+                      const std::vector<Shape>& shapes) {
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(name + " is a " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
+                         ", must be a numpy array");
+  }
+  auto array = py::reinterpret_borrow<py::array>(object);
+  if (!py::isinstance<py::array_t<T>>(array)) {
+    throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                         ", must be " + py::str(py::dtype::of<T>()).cast<std::string>());
+  }
+  bool fits = false;
+  for (const Shape& shape : shapes) fits = fits || has_shape(array, shape);
+  if (!fits) {
+    std::string allowed = shape_text(shapes.front());
+    if (shapes.size() > 1) allowed += " or " + shape_text(shapes.back());
+    throw py::value_error(name + " has shape " + shape_text(array) + ", must be " + allowed);
+  }
+  if (!(array.flags() & py::array::c_style)) {
+    throw py::value_error(name + " is not C-contiguous; pass numpy.ascontiguousarray(" + name +
+                          ")");
+  }
+  return array;
+}
+
+// A short vector of length `size` converted to T; `kinds` are the numpy dtype kinds taken.
+template <typename T>
+py::array_t<T> short_vector(const py::handle& object, const std::string& name, py::ssize_t size,
+                            const std::string& kinds, const std::string& allowed) {
+  const auto array = py::array::ensure(object);
+  if (!array) {
+    PyErr_Clear();
+    throw py::type_error(name + " can't be read as an array");
+  }
+  if (kinds.find(array.dtype().kind()) == std::string::npos) {
+    throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
+                         ", must be " + allowed);
+  }
+  if (!has_shape(array, {size})) {
+    throw py::value_error(name + " has shape " + shape_text(array) + ", must be " +
+                          shape_text(Shape{size}));
+  }
+  return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(array);
+}
+
+template <typename T>
+std::span<const T> view(const py::array& array) {
+  return {static_cast<const T*>(array.data()), static_cast<std::size_t>(array.size())};
+}
+
+template <typename T>
+std::span<T> mutable_view(py::array& array) {
+  return {static_cast<T*>(array.mutable_data()), static_cast<std::size_t>(array.size())};
+}
+
+}  // namespace wmfast::bindings

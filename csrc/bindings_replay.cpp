@@ -1,0 +1,286 @@
+// Python face of TokenReplay: arrays to spans and back, the GIL released in between.
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include "array_arguments.hpp"
+#include "batch.hpp"
+#include "bindings.hpp"
+#include "wmfast/token_replay.hpp"
+
+namespace wmfast::bindings {
+namespace {
+
+// The output array `name`: new, or the caller's.
+template <typename T>
+py::array output(const py::object& out, const char* name, const Shape& shape) {
+  if (out.is_none()) return py::array_t<T>(shape);
+  if (!out.contains(name)) throw py::value_error(std::string("out has no array \"") + name + "\"");
+  py::array array = exact_array<T>(out[name], std::string("out[\"") + name + "\"]", {shape});
+  if (!array.writeable()) throw py::value_error(std::string("out[\"") + name + "\"] is read-only");
+  return array;
+}
+
+void require_positive(const char* what, py::ssize_t value) {
+  if (value > 0) return;
+  throw py::value_error(std::string(what) + " is " + std::to_string(value) + ", must be positive");
+}
+
+py::object slice_axis1(const py::array& array, py::ssize_t begin, py::ssize_t end) {
+  return array[py::make_tuple(py::ellipsis(), py::slice(begin, end, 1),
+                              py::slice(0, array.shape(2), 1))];
+}
+
+std::unique_ptr<TokenReplay> make(std::int64_t capacity, std::int64_t num_envs,
+                                  const std::vector<std::int64_t>& frame_shape,
+                                  std::int64_t vocab_size, std::int64_t history,
+                                  std::int64_t n_step, double gamma, bool prioritized, double alpha,
+                                  std::uint64_t seed, const std::string& autoreset,
+                                  const std::string& reward_transform,
+                                  const std::optional<std::filesystem::path>& path) {
+  if (autoreset != "next_step" && autoreset != "same_step") {
+    throw py::value_error("autoreset is '" + autoreset + "', allowed are 'next_step', 'same_step'");
+  }
+  if (reward_transform != "none" && reward_transform != "sign") {
+    throw py::value_error("reward_transform is '" + reward_transform +
+                          "', allowed are 'none', 'sign'");
+  }
+  ReplayOptions options{
+      .capacity = capacity,
+      .num_envs = num_envs,
+      .frame_shape = frame_shape,
+      .vocab_size = vocab_size,
+      .history = history,
+      .n_step = n_step,
+      .gamma = gamma,
+      .prioritized = prioritized,
+      .alpha = alpha,
+      .seed = seed,
+      .autoreset = autoreset == "same_step" ? Autoreset::kSameStep : Autoreset::kNextStep,
+      .reward_transform =
+          reward_transform == "sign" ? RewardTransform::kSign : RewardTransform::kNone,
+      .path = path.value_or(std::filesystem::path())};
+  const py::gil_scoped_release release;
+  return std::make_unique<TokenReplay>(options);
+}
+
+void add(TokenReplay& replay, const py::object& frames, const py::object& actions,
+         const py::object& rewards, const py::object& terminated, const py::object& truncated,
+         const py::object& final_frames, const py::object& life_lost) {
+  const auto envs = static_cast<py::ssize_t>(replay.num_envs());
+  Shape full{envs};
+  for (const std::int64_t axis : replay.options().frame_shape) full.push_back(axis);
+  const std::vector<Shape> shapes{{envs, static_cast<py::ssize_t>(replay.frame_tokens())}, full};
+  const auto flags = [envs](const py::object& object, const char* name) {
+    return short_vector<bool>(object, name, envs, "b", "bool");
+  };
+  const py::array frames_array = exact_array<std::uint16_t>(frames, "frames", shapes);
+  const auto actions_array =
+      short_vector<std::int64_t>(actions, "actions", envs, "iu", "an integer type");
+  const auto rewards_array =
+      short_vector<float>(rewards, "rewards", envs, "fiu", "a real number type");
+  const auto terminated_array = flags(terminated, "terminated");
+  const auto truncated_array = flags(truncated, "truncated");
+  py::array final_array, life_array;
+  StepInput step;
+  const auto bytes = [](const py::array& array) {
+    return std::span(static_cast<const std::uint8_t*>(array.data()),
+                     static_cast<std::size_t>(array.size()));
+  };
+  step.frames = view<std::uint16_t>(frames_array);
+  step.actions = view<std::int64_t>(actions_array);
+  step.rewards = view<float>(rewards_array);
+  step.terminated = bytes(terminated_array);
+  step.truncated = bytes(truncated_array);
+  if (!final_frames.is_none()) {
+    final_array = exact_array<std::uint16_t>(final_frames, "final_frames", shapes);
+    step.final_frames = view<std::uint16_t>(final_array);
+  }
+  if (!life_lost.is_none()) {
+    life_array = flags(life_lost, "life_lost");
+    step.life_lost = bytes(life_array);
+  }
+  const py::gil_scoped_release release;
+  replay.add(step);
+}
+
+Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool window,
+             const py::object& out) {
+  require_positive("batch_size", batch_size);
+  const auto history = static_cast<py::ssize_t>(replay.options().history);
+  const auto tokens = static_cast<py::ssize_t>(replay.frame_tokens());
+  const Shape stack{batch_size, history, tokens};
+  py::array state, next_state, frames;
+  TransitionOutput target;
+  if (window) {
+    frames = output<std::uint16_t>(out, "window", {batch_size, history + 1, tokens});
+    target.window = mutable_view<std::uint16_t>(frames);
+  } else {
+    state = output<std::uint16_t>(out, "state", stack);
+    next_state = output<std::uint16_t>(out, "next_state", stack);
+    target.state = mutable_view<std::uint16_t>(state);
+    target.next_state = mutable_view<std::uint16_t>(next_state);
+  }
+  py::array action = output<std::int64_t>(out, "action", {batch_size});
+  py::array reward = output<float>(out, "reward", {batch_size});
+  py::array discount = output<float>(out, "discount", {batch_size});
+  py::array weight = output<float>(out, "weight", {batch_size});
+  py::array index = output<std::int64_t>(out, "index", {batch_size});
+  target.action = mutable_view<std::int64_t>(action);
+  target.reward = mutable_view<float>(reward);
+  target.discount = mutable_view<float>(discount);
+  target.weight = mutable_view<float>(weight);
+  target.index = mutable_view<std::int64_t>(index);
+  {
+    const py::gil_scoped_release release;
+    replay.sample(target, beta);
+  }
+  Fields fields;
+  if (window) {
+    fields = {{"window", frames},
+              {"state", slice_axis1(frames, 0, history)},
+              {"next_state", slice_axis1(frames, 1, history + 1)}};
+  } else {
+    fields = {{"state", state}, {"next_state", next_state}};
+  }
+  fields.insert(fields.end(), {{"action", action},
+                               {"reward", reward},
+                               {"discount", discount},
+                               {"weight", weight},
+                               {"index", index}});
+  return Batch(std::move(fields));
+}
+
+Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t length,
+                       const std::optional<std::pair<std::int64_t, double>>& recent,
+                       const py::object& out) {
+  require_positive("batch_size", batch_size);
+  require_positive("length", length);
+  const auto history = static_cast<py::ssize_t>(replay.options().history);
+  const auto tokens_per_frame = static_cast<py::ssize_t>(replay.frame_tokens());
+  const Shape steps{batch_size, length};
+  py::array tokens =
+      output<std::uint16_t>(out, "tokens", {batch_size, history + length, tokens_per_frame});
+  py::array action = output<std::int64_t>(out, "action", steps);
+  py::array reward = output<float>(out, "reward", steps);
+  py::array terminated = output<bool>(out, "terminated", steps);
+  py::array mask = output<bool>(out, "mask", steps);
+  const auto bytes = [](py::array& array) {
+    return std::span(static_cast<std::uint8_t*>(array.mutable_data()),
+                     static_cast<std::size_t>(array.size()));
+  };
+  SequenceOutput target{.length = length,
+                        .tokens = mutable_view<std::uint16_t>(tokens),
+                        .action = mutable_view<std::int64_t>(action),
+                        .reward = mutable_view<float>(reward),
+                        .terminated = bytes(terminated),
+                        .mask = bytes(mask)};
+  std::optional<Recent> window;
+  if (recent) window = Recent{recent->first, recent->second};
+  {
+    const py::gil_scoped_release release;
+    replay.sample_sequences(target, window);
+  }
+  return Batch({{"tokens", tokens},
+                {"action", action},
+                {"reward", reward},
+                {"terminated", terminated},
+                {"mask", mask}});
+}
+
+std::int64_t update_priorities(TokenReplay& replay, const py::object& index,
+                               const py::object& priority) {
+  const auto count = static_cast<py::ssize_t>(py::len(index));
+  const auto ids = short_vector<std::int64_t>(index, "index", count, "iu", "an integer type");
+  const auto values =
+      short_vector<double>(priority, "priority", count, "fiu", "a real number type");
+  const py::gil_scoped_release release;
+  return replay.update_priorities(view<std::int64_t>(ids), view<double>(values));
+}
+
+py::dict stats(const TokenReplay& replay) {
+  ReplayStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = replay.stats();
+  }
+  py::dict result;
+  result["added"] = stats.added;
+  result["stored"] = stats.stored;
+  result["drawable"] = stats.drawable;
+  result["episodes"] = stats.episodes;
+  result["sampled"] = stats.sampled;
+  result["updated"] = stats.updated;
+  result["skipped"] = stats.skipped;
+  result["max_priority"] = stats.max_priority;
+  result["priority_sum"] = stats.priority_sum;
+  return result;
+}
+
+std::string text(const TokenReplay& replay) {
+  const ReplayOptions& options = replay.options();
+  return "TokenReplay(capacity=" + std::to_string(options.capacity) +
+         ", num_envs=" + std::to_string(options.num_envs) +
+         ", stored=" + std::to_string(replay.size()) + ")";
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const FileError& error) {
+    // OSError(errno, text, filename) picks FileNotFoundError and its like by itself.
+    const py::tuple arguments = py::make_tuple(error.code(), error.what(), error.path().string());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  }
+}
+
+}  // namespace
+
+void bind_replay(py::module_& module) {
+  py::register_exception_translator(&translate);
+  py::class_<Batch>(module, "Batch")
+      .def("__getitem__", &Batch::get)
+      .def("__getattr__", &Batch::attribute)
+      .def("__contains__", &Batch::has)
+      .def("keys", &Batch::keys)
+      .def("__repr__", &Batch::text);
+
+  using namespace py::literals;
+  const auto option = [](auto member) {
+    return [member](const TokenReplay& replay) { return replay.options().*member; };
+  };
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  py::class_<TokenReplay>(module, "TokenReplay")
+      .def(py::init(&make), "capacity"_a, "num_envs"_a, py::kw_only(),
+           "frame_shape"_a = std::vector<std::int64_t>{21, 16}, "vocab_size"_a = 512,
+           "history"_a = 4, "n_step"_a = 1, "gamma"_a = 0.99, "prioritized"_a = true,
+           "alpha"_a = 0.6, "seed"_a = 0, "autoreset"_a = "next_step",
+           "reward_transform"_a = "none", "path"_a = py::none())
+      .def("add", &add, "frames"_a, "actions"_a, "rewards"_a, "terminated"_a, "truncated"_a,
+           py::kw_only(), "final_frames"_a = py::none(), "life_lost"_a = py::none())
+      .def("cut", &TokenReplay::cut, release)
+      .def("sample", &sample, "batch_size"_a, py::kw_only(), "beta"_a = 0.4, "window"_a = false,
+           "out"_a = py::none())
+      .def("sample_sequences", &sample_sequences, "batch_size"_a, "length"_a, py::kw_only(),
+           "recent"_a = py::none(), "out"_a = py::none())
+      .def("update_priorities", &update_priorities, "index"_a, "priority"_a)
+      .def("save", &TokenReplay::save, "path"_a, release)
+      .def_static("load", &TokenReplay::load, "path"_a, release)
+      .def("stats", &stats)
+      .def("__len__", &TokenReplay::size, release)
+      .def("__repr__", &text, release)
+      .def_property_readonly("nbytes", py::cpp_function(&TokenReplay::nbytes, release))
+      .def_property_readonly("capacity", option(&ReplayOptions::capacity))
+      .def_property_readonly("num_envs", option(&ReplayOptions::num_envs))
+      .def_property_readonly("frame_shape",
+                             [](const TokenReplay& replay) {
+                               return py::tuple(py::cast(replay.options().frame_shape));
+                             })
+      .def_property_readonly("vocab_size", option(&ReplayOptions::vocab_size))
+      .def_property_readonly("history", option(&ReplayOptions::history))
+      .def_property_readonly("n_step", option(&ReplayOptions::n_step))
+      .def_property_readonly("gamma", option(&ReplayOptions::gamma))
+      .def_property_readonly("prioritized", option(&ReplayOptions::prioritized))
+      .def_property_readonly("alpha", option(&ReplayOptions::alpha));
+}
+
+}  // namespace wmfast::bindings

@@ -1,0 +1,200 @@
+// The rows of a TokenReplay: one ring per env, in memory or in a mapped file.
+//
+// A step adds one row to every env. All rings turn together, so a step number tells the slot:
+// slot = step % slots. There is one slot more than the steps that are kept; the row being written
+// always lands in the spare one, and becomes part of the store by one 8-byte store to `steps`.
+//
+//            slot 0     1          h = steps % slots          slots - 1
+//   env 0  [ row   | row   | ... | spare | oldest | ... ... | row     ]     <- `frames`: one run of
+//   env 1  [ row   | row   | ... | spare | oldest | ... ... | row     ]        uint16, K per row,
+//   so
+//   ...                                                                        a history is one
+//   copy
+//
+// One region of memory, sections in this order, each starting on a page:
+//
+//   header     ReplayHeader, 4096 bytes
+//   frames     uint16 [env][slot][K]
+//   actions    int32  [env][slot]
+//   rewards    float  [env][slot]
+//   marks      uint16 [env][slot]   low byte: row bits; high byte: their check
+//   since      uint8  [env][slot]   rows since the episode began, at most 255
+//   final_of   uint32 [env][slot]   1 + index of the row's final frame, 0: none      (same_step)
+//   leaves     double [slot][env]   priority^alpha, 0 for rows that can't be drawn   (prioritized)
+//   row_check  uint64 [env][slot]   checksum of the row                              (file only)
+//   finals     uint16 [index][K]    true last frames of episodes; taken as needed    (same_step)
+//
+// A process killed at any instruction leaves a file whose committed rows are whole: nothing
+// committed is ever rewritten, except marks (one 2-byte store) and leaves (one 8-byte store).
+//
+// Not thread-safe. Slots and envs are not checked: out of range is undefined.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+#include "wmfast/posix_file.hpp"
+#include "wmfast/rng.hpp"
+
+namespace wmfast {
+
+// What the store is (fixed), and where it stands (moving). Written to files as it is: only 8-byte
+// fields, no padding, little-endian machines.
+struct ReplayHeader {
+  std::array<char, 8> magic;
+  std::uint64_t version;
+  std::uint64_t num_envs;
+  std::uint64_t kept;  // steps kept per env
+  std::uint64_t frame_rank;
+  std::array<std::uint64_t, 4> frame_shape;
+  std::uint64_t vocab_size;
+  std::uint64_t history;
+  std::uint64_t n_step;
+  double gamma;
+  std::uint64_t prioritized;
+  double alpha;
+  std::uint64_t seed;
+  std::uint64_t same_step;
+  std::uint64_t sign_rewards;
+  std::uint64_t fixed_check;  // checksum of everything above
+
+  std::uint64_t steps;        // steps ever committed; the newest row is step `steps` - 1
+  std::uint64_t steps_check;  // of `steps`, or of the step before while a commit is under way
+  std::uint64_t cut_at;       // a cut waits for the next step while this equals `steps`
+  double max_priority;
+  RngState rng;
+  std::uint64_t final_slots;  // finals[0 .. final_slots) may be in use
+
+  std::uint64_t frame_tokens() const;  // K
+  std::uint64_t slots() const { return kept + 1; }
+  std::uint64_t rows() const { return slots() * num_envs; }
+  std::uint64_t check_of_fixed() const;
+};
+
+inline constexpr std::uint64_t kReplayVersion = 1;
+inline constexpr std::array<char, 8> kLiveMagic{'W', 'M', 'F', 'L', 'I', 'V', 'E', '\n'};
+inline constexpr std::array<char, 8> kSnapshotMagic{'W', 'M', 'F', 'S', 'N', 'A', 'P', '\n'};
+inline constexpr std::size_t kHeaderBytes = 4096;
+
+std::uint64_t check_of_steps(std::uint64_t steps);
+
+// Throws DamagedFile unless this is a whole header of our version with that magic.
+void check_header(const ReplayHeader& header, const std::array<char, 8>& magic,
+                  const std::filesystem::path& path);
+
+namespace row_bits {
+inline constexpr std::uint8_t kTerminated = 1;
+inline constexpr std::uint8_t kTruncated = 2;
+inline constexpr std::uint8_t kEnded = kTerminated | kTruncated;
+inline constexpr std::uint8_t kLifeLost = 4;
+inline constexpr std::uint8_t kFinal = 8;  // the last frame of an episode: a successor, not a start
+
+// A mark: the bits below, a check of them above (the factor is odd: any change of the bits shows).
+constexpr std::uint16_t mark_of(std::uint8_t bits) {
+  const unsigned check = (bits * 0x9Du + 0x5Bu) & 0xFFu;
+  return static_cast<std::uint16_t>(bits | (check << 8));
+}
+}  // namespace row_bits
+
+class RowStore {
+ public:
+  // A run of bytes of the region that holds data; what a snapshot copies.
+  struct Run {
+    std::byte* data;
+    std::size_t bytes;
+  };
+
+  // In memory. Throws OutOfMemory, with numbers, if the machine has less.
+  explicit RowStore(const ReplayHeader& header);
+
+  // In the file at `path`: made if it isn't there, otherwise taken over as it is if it has the
+  // geometry of `wanted` (num_envs, kept, frame_shape, vocab_size, autoreset, prioritized, alpha).
+  // Throws FileError, DamagedFile, or std::invalid_argument that names the field that differs.
+  // The file is locked while the store lives. Reads every row once to verify it.
+  RowStore(const std::filesystem::path& path, const ReplayHeader& wanted);
+
+  ReplayHeader& header() { return *header_; }
+  const ReplayHeader& header() const { return *header_; }
+  const std::optional<File>& file() const { return file_; }
+
+  std::uint64_t slot_of(std::uint64_t step) const { return step % slots_; }
+  std::size_t row(std::uint64_t env, std::uint64_t slot) const { return env * slots_ + slot; }
+
+  std::uint16_t* frame(std::size_t row) { return frames_ + row * tokens_; }
+  const std::uint16_t* frame(std::size_t row) const { return frames_ + row * tokens_; }
+  const std::uint16_t* final_frame(std::uint32_t index) const { return finals_ + index * tokens_; }
+  std::int32_t& action(std::size_t row) { return actions_[row]; }
+  std::int32_t action(std::size_t row) const { return actions_[row]; }
+  float& reward(std::size_t row) { return rewards_[row]; }
+  float reward(std::size_t row) const { return rewards_[row]; }
+  std::uint8_t& since(std::size_t row) { return since_[row]; }
+  std::uint8_t since(std::size_t row) const { return since_[row]; }
+  std::uint8_t bits(std::size_t row) const { return static_cast<std::uint8_t>(marks_[row]); }
+  void set_bits(std::size_t row, std::uint8_t bits);
+
+  // The row's final frame, if it has one.
+  std::optional<std::uint32_t> final_of(std::size_t row) const {
+    if (final_of_ == nullptr || final_of_[row] == 0) return std::nullopt;
+    return final_of_[row] - 1;
+  }
+
+  // Makes room for `count` more final frames, so that the next `count` put_final don't fail.
+  void reserve_finals(std::size_t count);
+  void put_final(std::size_t row, const std::uint16_t* tokens);  // copies K tokens
+  void no_final(std::size_t row);                                // the row has none
+  void free_final(std::size_t row);                              // its frame may be reused
+
+  // File only: computes the checksum of a row just written as step `step`. Otherwise nothing.
+  void seal(std::size_t row, std::uint64_t step);
+
+  // Makes the rows of step `steps` part of the store, with one atomic store of `steps` + 1.
+  void commit();
+
+  std::span<double> leaves() const { return {leaves_, leaf_count_}; }
+
+  // Runs that hold data after the header, in file order; equal headers give equal runs.
+  std::vector<Run> used_runs();
+
+  // After a snapshot filled the runs: which final frames are free. O(rows).
+  void rebuild_free_finals();
+
+  // Bytes of the region in use, final frames included as far as they were ever taken.
+  std::size_t nbytes() const;
+
+  std::uint64_t row_check(std::size_t row, std::uint64_t step) const;
+
+ private:
+  struct Layout {
+    explicit Layout(const ReplayHeader& header, bool in_file);
+    std::size_t frames, actions, rewards, marks, since, final_of, leaves, row_check, finals, end;
+  };
+
+  RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file);
+  static File create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted);
+  void verify() const;
+
+  Layout layout_;
+  std::optional<File> file_;
+  Mapping region_;
+  ReplayHeader* header_;
+  std::uint64_t slots_;
+  std::size_t tokens_;
+  std::uint16_t* frames_;
+  std::int32_t* actions_;
+  float* rewards_;
+  std::uint16_t* marks_;
+  std::uint8_t* since_;
+  std::uint32_t* final_of_ = nullptr;
+  double* leaves_ = nullptr;
+  std::size_t leaf_count_ = 0;
+  std::uint64_t* row_check_ = nullptr;
+  std::uint16_t* finals_ = nullptr;
+  std::vector<std::uint32_t> free_finals_;
+  std::size_t reserved_finals_ = 0;  // final frames that have memory or disk space
+};
+
+}  // namespace wmfast

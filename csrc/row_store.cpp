@@ -1,0 +1,250 @@
+#include "wmfast/row_store.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <string>
+
+#include "wmfast/checksum.hpp"
+#include "wmfast/sum_tree.hpp"
+
+namespace wmfast {
+namespace {
+
+constexpr std::size_t kPage = 4096;
+constexpr std::size_t kFinalsChunk = 256;  // final frames reserved at a time
+
+static_assert(sizeof(ReplayHeader) <= kHeaderBytes);
+static_assert(std::is_trivially_copyable_v<ReplayHeader>);
+static_assert(std::endian::native == std::endian::little);
+
+std::size_t page_up(std::size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+std::string gib(double bytes) {
+  std::string text = std::to_string(bytes / (1024.0 * 1024.0 * 1024.0));
+  return text.substr(0, text.find('.') + 3) + " GiB";
+}
+
+// Linux hands out more memory than it has and kills the process later: refuse here instead.
+void require_memory(std::size_t bytes) {
+  const double have = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) *
+                      static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+  if (static_cast<double>(bytes) > have) {
+    throw OutOfMemory("this capacity needs " + gib(static_cast<double>(bytes)) +
+                      " of memory, the machine has " + gib(have));
+  }
+}
+
+}  // namespace
+
+std::uint64_t ReplayHeader::frame_tokens() const {
+  std::uint64_t product = 1;
+  for (std::uint64_t axis = 0; axis < frame_rank; ++axis) product *= frame_shape[axis];
+  return product;
+}
+
+std::uint64_t ReplayHeader::check_of_fixed() const {
+  Checksum sum;
+  sum.add({reinterpret_cast<const std::byte*>(this), offsetof(ReplayHeader, fixed_check)});
+  return sum.value();
+}
+
+std::uint64_t check_of_steps(std::uint64_t steps) {
+  Checksum sum;
+  sum.add_word(steps);
+  return sum.value();
+}
+
+void check_header(const ReplayHeader& header, const std::array<char, 8>& magic,
+                  const std::filesystem::path& path) {
+  if (header.magic != magic) {
+    if (header.magic == kLiveMagic) {
+      throw DamagedFile(path, "is a live store: open it with TokenReplay(..., path=...)");
+    }
+    if (header.magic == kSnapshotMagic) {
+      throw DamagedFile(path, "is a snapshot: open it with TokenReplay.load");
+    }
+    throw DamagedFile(path, "is not a replay buffer of wmfast");
+  }
+  if (header.version != kReplayVersion) {
+    throw DamagedFile(path, "has format version " + std::to_string(header.version) +
+                                ", this program reads version " + std::to_string(kReplayVersion));
+  }
+  if (header.fixed_check != header.check_of_fixed()) throw DamagedFile(path, "damaged header");
+}
+
+RowStore::Layout::Layout(const ReplayHeader& header, bool in_file) {
+  const std::size_t rows = header.rows();
+  const std::size_t frame_bytes = header.frame_tokens() * sizeof(std::uint16_t);
+  const std::size_t leaf_count = SumTree<double, double>::padded(rows);
+  std::size_t at = kHeaderBytes;
+  const auto section = [&at](std::size_t bytes) {
+    const std::size_t begin = at;
+    at = page_up(at + bytes);
+    return begin;
+  };
+  frames = section(rows * frame_bytes);
+  actions = section(rows * sizeof(std::int32_t));
+  rewards = section(rows * sizeof(float));
+  marks = section(rows * sizeof(std::uint16_t));
+  since = section(rows * sizeof(std::uint8_t));
+  final_of = section(header.same_step ? rows * sizeof(std::uint32_t) : 0);
+  leaves = section(header.prioritized ? leaf_count * sizeof(double) : 0);
+  row_check = section(in_file ? rows * sizeof(std::uint64_t) : 0);
+  finals = section(header.same_step ? rows * frame_bytes : 0);
+  end = at;
+}
+
+RowStore::RowStore(const ReplayHeader& header) : RowStore(header, std::nullopt, false) {
+  *header_ = header;
+}
+
+RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted)
+    : RowStore(wanted, create_or_open(path, wanted), true) {
+  verify();
+  rebuild_free_finals();
+}
+
+RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file)
+    : layout_(header, in_file),
+      file_(std::move(file)),
+      region_([&] {
+        if (file_) return Mapping(*file_, layout_.end);
+        require_memory(layout_.finals);
+        return Mapping(layout_.end);
+      }()),
+      header_(reinterpret_cast<ReplayHeader*>(region_.data())),
+      slots_(header.slots()),
+      tokens_(header.frame_tokens()) {
+  const auto at = [this](std::size_t offset) { return region_.data() + offset; };
+  frames_ = reinterpret_cast<std::uint16_t*>(at(layout_.frames));
+  actions_ = reinterpret_cast<std::int32_t*>(at(layout_.actions));
+  rewards_ = reinterpret_cast<float*>(at(layout_.rewards));
+  marks_ = reinterpret_cast<std::uint16_t*>(at(layout_.marks));
+  since_ = reinterpret_cast<std::uint8_t*>(at(layout_.since));
+  if (in_file) row_check_ = reinterpret_cast<std::uint64_t*>(at(layout_.row_check));
+  if (header.same_step) {
+    final_of_ = reinterpret_cast<std::uint32_t*>(at(layout_.final_of));
+    finals_ = reinterpret_cast<std::uint16_t*>(at(layout_.finals));
+  }
+  if (header.prioritized) {
+    leaves_ = reinterpret_cast<double*>(at(layout_.leaves));
+    leaf_count_ = SumTree<double, double>::padded(header.rows());
+  }
+}
+
+void RowStore::set_bits(std::size_t row, std::uint8_t bits) {
+  marks_[row] = row_bits::mark_of(bits);
+}
+
+void RowStore::reserve_finals(std::size_t count) {
+  if (count <= free_finals_.size()) return;
+  const std::size_t fresh = count - free_finals_.size();
+  const std::size_t needed = header_->final_slots + fresh;
+  free_finals_.reserve(header_->rows());  // so that free_final and put_final can't fail
+  if (needed > reserved_finals_) {
+    const std::size_t more = std::min(std::max(needed - reserved_finals_, kFinalsChunk),
+                                      header_->rows() - reserved_finals_);
+    const std::size_t frame_bytes = tokens_ * sizeof(std::uint16_t);
+    if (file_) file_->reserve(layout_.finals + reserved_finals_ * frame_bytes, more * frame_bytes);
+    reserved_finals_ += more;
+  }
+  for (std::size_t i = 0; i < fresh; ++i) {
+    free_finals_.push_back(static_cast<std::uint32_t>(header_->final_slots++));
+  }
+}
+
+void RowStore::put_final(std::size_t row, const std::uint16_t* tokens) {
+  const std::uint32_t index = free_finals_.back();
+  free_finals_.pop_back();
+  std::memcpy(finals_ + index * tokens_, tokens, tokens_ * sizeof(std::uint16_t));
+  final_of_[row] = index + 1;
+}
+
+void RowStore::no_final(std::size_t row) {
+  if (final_of_ != nullptr) final_of_[row] = 0;
+}
+
+void RowStore::free_final(std::size_t row) {
+  const std::optional<std::uint32_t> index = final_of(row);
+  if (!index) return;
+  final_of_[row] = 0;
+  free_finals_.push_back(*index);
+}
+
+std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step) const {
+  Checksum sum;
+  sum.add_word(step);
+  sum.add_word(static_cast<std::uint32_t>(actions_[row]));
+  sum.add_word(std::bit_cast<std::uint32_t>(rewards_[row]));
+  sum.add_word(since_[row]);
+  sum.add(bytes_of(frame(row), tokens_));
+  if (const auto index = final_of(row)) sum.add(bytes_of(final_frame(*index), tokens_));
+  return sum.value();
+}
+
+void RowStore::seal(std::size_t row, std::uint64_t step) {
+  if (row_check_ != nullptr) row_check_[row] = row_check(row, step);
+}
+
+void RowStore::commit() {
+  // Release: a kill after this store leaves every store before it in the file.
+  const std::uint64_t steps = header_->steps + 1;
+  std::atomic_ref<std::uint64_t>(header_->steps).store(steps, std::memory_order_release);
+  std::atomic_ref<std::uint64_t>(header_->steps_check)
+      .store(check_of_steps(steps), std::memory_order_release);
+}
+
+std::vector<RowStore::Run> RowStore::used_runs() {
+  const std::size_t used = std::min(header_->steps, slots_);
+  const std::size_t envs = header_->num_envs;
+  std::vector<Run> runs;
+  const auto per_env = [&](auto* section, std::size_t width) {
+    if (section == nullptr) return;
+    for (std::size_t env = 0; env < envs; ++env) {
+      runs.push_back({reinterpret_cast<std::byte*>(section + env * slots_ * width),
+                      used * width * sizeof(*section)});
+    }
+  };
+  per_env(frames_, tokens_);
+  per_env(actions_, 1);
+  per_env(rewards_, 1);
+  per_env(marks_, 1);
+  per_env(since_, 1);
+  per_env(final_of_, 1);
+  if (leaves_ != nullptr) {
+    runs.push_back({reinterpret_cast<std::byte*>(leaves_), used * envs * sizeof(double)});
+  }
+  if (finals_ != nullptr) {
+    runs.push_back({reinterpret_cast<std::byte*>(finals_),
+                    header_->final_slots * tokens_ * sizeof(std::uint16_t)});
+  }
+  return runs;
+}
+
+void RowStore::rebuild_free_finals() {
+  if (final_of_ == nullptr) return;
+  const std::uint64_t steps = header_->steps;
+  const std::uint64_t oldest = steps - std::min(steps, header_->kept);
+  std::vector<bool> taken(header_->final_slots, false);
+  for (std::uint64_t env = 0; env < header_->num_envs; ++env) {
+    for (std::uint64_t step = oldest; step < steps; ++step) {
+      if (const auto index = final_of(row(env, slot_of(step)))) taken[*index] = true;
+    }
+    final_of_[row(env, slot_of(steps))] = 0;  // the spare row
+  }
+  free_finals_.clear();
+  for (std::uint32_t index = 0; index < taken.size(); ++index) {
+    if (!taken[index]) free_finals_.push_back(index);
+  }
+  reserved_finals_ = taken.size();
+}
+
+std::size_t RowStore::nbytes() const {
+  return layout_.finals + (finals_ == nullptr ? 0 : reserved_finals_ * tokens_ * 2);
+}
+
+}  // namespace wmfast

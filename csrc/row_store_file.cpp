@@ -1,0 +1,105 @@
+// The mapped file of a RowStore: made, taken over, verified.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "wmfast/row_store.hpp"
+
+namespace wmfast {
+namespace {
+
+std::string shape_text(const ReplayHeader& header) {
+  std::string text = "(";
+  for (std::uint64_t axis = 0; axis < header.frame_rank; ++axis) {
+    text += (axis == 0 ? "" : ", ") + std::to_string(header.frame_shape[axis]);
+  }
+  return text + ")";
+}
+
+std::string autoreset_text(const ReplayHeader& header) {
+  return header.same_step ? "same_step" : "next_step";
+}
+
+void require_same_geometry(const std::filesystem::path& path, const ReplayHeader& held,
+                           const ReplayHeader& wanted) {
+  const auto same = [&path](const char* field, const std::string& in_file,
+                            const std::string& asked) {
+    if (in_file == asked) return;
+    throw std::invalid_argument(path.string() + ": the store has " + field + " " + in_file +
+                                ", asked for " + asked);
+  };
+  same("num_envs", std::to_string(held.num_envs), std::to_string(wanted.num_envs));
+  same("capacity", std::to_string(held.kept * held.num_envs),
+       std::to_string(wanted.kept * wanted.num_envs));
+  same("frame_shape", shape_text(held), shape_text(wanted));
+  same("vocab_size", std::to_string(held.vocab_size), std::to_string(wanted.vocab_size));
+  same("autoreset", autoreset_text(held), autoreset_text(wanted));
+  same("prioritized", std::to_string(held.prioritized), std::to_string(wanted.prioritized));
+  same("alpha", std::to_string(held.alpha), std::to_string(wanted.alpha));
+}
+
+}  // namespace
+
+File RowStore::create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted) {
+  const Layout layout(wanted, true);
+  if (!std::filesystem::exists(path)) {
+    // Made beside and renamed: a kill in between leaves no half-made store.
+    std::filesystem::path beside = path;
+    beside += ".new";
+    File file(beside, File::Mode::kCreate);
+    try {
+      file.resize(layout.end);
+      file.reserve(0, layout.finals);  // a full disk shows now, not as a bus error later
+      std::array<std::byte, sizeof(ReplayHeader)> bytes;
+      std::memcpy(bytes.data(), &wanted, sizeof(wanted));
+      file.write(bytes);
+      if (!file.try_lock()) throw DamagedFile(beside, "another process is making this store");
+      file.rename_to(path);
+    } catch (...) {
+      std::error_code ignored;
+      std::filesystem::remove(beside, ignored);
+      throw;
+    }
+    return file;
+  }
+  File file(path, File::Mode::kReadWrite);
+  if (!file.try_lock()) throw DamagedFile(path, "is in use by another process or buffer");
+  ReplayHeader held;
+  std::array<std::byte, sizeof(ReplayHeader)> bytes;
+  file.read(bytes);
+  std::memcpy(&held, bytes.data(), sizeof(held));
+  check_header(held, kLiveMagic, path);
+  require_same_geometry(path, held, wanted);
+  if (file.size() != layout.end) {
+    throw DamagedFile(path, "is " + std::to_string(file.size()) + " bytes long, should be " +
+                                std::to_string(layout.end));
+  }
+  return file;
+}
+
+void RowStore::verify() const {
+  const ReplayHeader& header = *header_;
+  const std::filesystem::path& path = file_->path();
+  const bool steps_ok = header.steps_check == check_of_steps(header.steps) ||
+                        header.steps_check == check_of_steps(header.steps - 1);
+  if (!steps_ok || header.final_slots > header.rows() || !std::isfinite(header.max_priority) ||
+      header.max_priority < 0.0) {
+    throw DamagedFile(path, "damaged header");
+  }
+  const std::uint64_t oldest = header.steps - std::min(header.steps, header.kept);
+  for (std::uint64_t env = 0; env < header.num_envs; ++env) {
+    for (std::uint64_t step = oldest; step < header.steps; ++step) {
+      const std::size_t at = row(env, slot_of(step));
+      const std::string name = "env " + std::to_string(env) + " step " + std::to_string(step);
+      const bool marks_ok = marks_[at] == row_bits::mark_of(bits(at));
+      const auto index = final_of(at);
+      if (!marks_ok || (index && *index >= header.final_slots) ||
+          row_check_[at] != row_check(at, step)) {
+        throw DamagedFile(path, "damaged row: " + name);
+      }
+    }
+  }
+}
+
+}  // namespace wmfast

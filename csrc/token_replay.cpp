@@ -1,0 +1,287 @@
+// TokenReplay: construction, adding steps, counts.
+#include "wmfast/token_replay.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "replay_options.hpp"
+
+namespace wmfast {
+namespace {
+
+RowStore make_store(const ReplayOptions& options) {
+  const ReplayHeader header = header_of(options);
+  return options.path.empty() ? RowStore(header) : RowStore(options.path, header);
+}
+
+ReplayOptions whole_capacity(ReplayOptions options) {
+  if (options.num_envs > 0) options.capacity -= options.capacity % options.num_envs;
+  return options;
+}
+
+std::uint8_t one_more(std::uint8_t since) {
+  return since == 255 ? since : static_cast<std::uint8_t>(since + 1);
+}
+
+}  // namespace
+
+TokenReplay::TokenReplay(const ReplayOptions& options)
+    : options_(whole_capacity(options)),
+      envs_(static_cast<std::size_t>(options.num_envs)),
+      tokens_(header_of(options).frame_tokens()),
+      history_(static_cast<std::size_t>(options.history)),
+      store_(make_store(options)),
+      drawable_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
+      rows_tree_(drawable_) {
+  double power = 1.0;
+  for (std::int64_t k = 0; k <= options.n_step; ++k, power *= options.gamma) {
+    gamma_powers_.push_back(power);
+  }
+  // An add changes at most the evicted row, the rows that lose history and those near the head.
+  const std::size_t most = envs_ * (history_ + static_cast<std::size_t>(options.n_step) + 2);
+  changed_.reserve(most);
+  changed_to_.reserve(most);
+  changed_leaf_.reserve(most);
+  if (options.prioritized) priority_tree_.emplace(store_.leaves());
+  build_trees(true);
+}
+
+// Fills the trees from the rows. `revive`: a drawable row without a priority gets the largest one,
+// because a killed process may not have got to giving it.
+void TokenReplay::build_trees(bool revive) {
+  const std::span<double> leaves = store_.leaves();
+  newest_leaf_ = std::pow(store_.header().max_priority, options_.alpha);
+  std::fill(drawable_.begin(), drawable_.end(), std::uint8_t{0});
+  for (std::uint64_t step = oldest(); step < store_.header().steps; ++step) {
+    for (std::uint64_t env = 0; env < envs_; ++env) {
+      drawable_[leaf_at(env, step)] = drawable(env, step) ? 1 : 0;
+    }
+  }
+  rows_tree_.rebuild();
+  if (!priority_tree_) return;
+  for (std::size_t leaf = 0; leaf < leaves.size(); ++leaf) {
+    const bool sound = std::isfinite(leaves[leaf]) && leaves[leaf] >= 0.0;
+    if (drawable_[leaf] == 0) {
+      if (leaves[leaf] != 0.0) leaves[leaf] = 0.0;  // reading alone takes no memory
+    } else if (!sound || (revive && leaves[leaf] == 0.0)) {
+      leaves[leaf] = newest_leaf_;
+    }
+  }
+  priority_tree_->rebuild();
+}
+
+std::uint64_t TokenReplay::oldest() const {
+  const ReplayHeader& header = store_.header();
+  return header.steps - std::min(header.steps, header.kept);
+}
+
+std::size_t TokenReplay::row_at(std::uint64_t env, std::uint64_t step) const {
+  return store_.row(env, store_.slot_of(step));
+}
+
+std::size_t TokenReplay::leaf_at(std::uint64_t env, std::uint64_t step) const {
+  return store_.slot_of(step) * envs_ + env;
+}
+
+bool TokenReplay::has_successor(std::uint64_t env, std::uint64_t step) const {
+  return step + 1 < store_.header().steps || store_.final_of(row_at(env, step)).has_value();
+}
+
+bool TokenReplay::drawable(std::uint64_t env, std::uint64_t step) const {
+  const std::uint64_t steps = store_.header().steps;
+  if (step < oldest() || step >= steps) return false;
+  const std::size_t start = row_at(env, step);
+  if (store_.bits(start) & row_bits::kFinal) return false;
+  const std::uint64_t before = std::min<std::uint64_t>(store_.since(start), history_ - 1);
+  if (step - before < oldest()) return false;
+  const std::uint64_t n_step = gamma_powers_.size() - 1;
+  for (std::uint64_t at = step; at < step + n_step; ++at) {
+    if (at >= steps) return false;
+    const std::uint8_t bits = store_.bits(row_at(env, at));
+    if (bits & (row_bits::kEnded | row_bits::kLifeLost)) return has_successor(env, at);
+  }
+  return step + n_step < steps;
+}
+
+void TokenReplay::require_step(const StepInput& step) const {
+  const auto fail = [](const std::string& field, std::size_t env, const std::string& what) {
+    throw std::invalid_argument(field + "[env " + std::to_string(env) + "] " + what);
+  };
+  const auto size = [](const char* field, std::size_t have, std::size_t want) {
+    if (have == want) return;
+    throw std::invalid_argument(std::string(field) + " has " + std::to_string(have) +
+                                " elements, should have " + std::to_string(want));
+  };
+  const auto tokens = [&](const char* field, std::span<const std::uint16_t> frames,
+                          std::size_t env) {
+    const auto frame = frames.subspan(env * tokens_, tokens_);
+    std::uint16_t largest = 0;
+    for (const std::uint16_t token : frame) largest = std::max(largest, token);
+    if (largest < options_.vocab_size) return;
+    const auto at = std::find(frame.begin(), frame.end(), largest) - frame.begin();
+    fail(field, env,
+         "has token " + std::to_string(largest) + " at position " + std::to_string(at) +
+             ", allowed are 0 to " + std::to_string(options_.vocab_size - 1));
+  };
+  size("frames", step.frames.size(), envs_ * tokens_);
+  size("actions", step.actions.size(), envs_);
+  size("rewards", step.rewards.size(), envs_);
+  size("terminated", step.terminated.size(), envs_);
+  size("truncated", step.truncated.size(), envs_);
+  if (!step.life_lost.empty()) size("life_lost", step.life_lost.size(), envs_);
+  const bool same_step = options_.autoreset == Autoreset::kSameStep;
+  if (!step.final_frames.empty()) {
+    if (!same_step) {
+      throw std::invalid_argument(
+          "final_frames is given, but autoreset is next_step: the final frame comes as the next "
+          "row");
+    }
+    size("final_frames", step.final_frames.size(), envs_ * tokens_);
+  }
+  for (std::size_t env = 0; env < envs_; ++env) {
+    tokens("frames", step.frames, env);
+    if (!std::isfinite(step.rewards[env])) {
+      fail("rewards", env, "is " + std::to_string(step.rewards[env]) + ", must be finite");
+    }
+    if (step.actions[env] < std::numeric_limits<std::int32_t>::min() ||
+        step.actions[env] > std::numeric_limits<std::int32_t>::max()) {
+      fail("actions", env, "is " + std::to_string(step.actions[env]) + ", must fit 32 bits");
+    }
+    if (same_step && (step.terminated[env] || step.truncated[env])) {
+      if (step.final_frames.empty()) {
+        fail("final_frames", env, "is missing: the episode ended and autoreset is same_step");
+      }
+      tokens("final_frames", step.final_frames, env);
+    }
+  }
+}
+
+void TokenReplay::add(const StepInput& step) {
+  const std::lock_guard lock(mutex_);
+  require_step(step);
+  if (!step.final_frames.empty()) {
+    std::size_t ended = 0;
+    for (std::size_t env = 0; env < envs_; ++env) {
+      ended += step.terminated[env] || step.truncated[env] ? 1u : 0u;
+    }
+    store_.reserve_finals(ended);  // the last thing that can fail
+  }
+  const std::uint64_t now = store_.header().steps;
+  const bool after_cut = store_.header().cut_at == now && now > 0;
+  if (after_cut) apply_cut();
+  for (std::size_t env = 0; env < envs_; ++env) write_row(step, env, after_cut);
+  const std::uint64_t was_oldest = oldest();
+  store_.commit();
+
+  const std::uint64_t n_step = gamma_powers_.size() - 1;
+  for (std::size_t env = 0; env < envs_; ++env) {
+    if (oldest() != was_oldest) {
+      recheck(env, was_oldest);
+      store_.free_final(row_at(env, was_oldest));
+      const std::uint64_t end = std::min(oldest() + history_ - 1, now);
+      for (std::uint64_t at = oldest(); at < end; ++at) recheck(env, at);
+    }
+    for (std::uint64_t at = now - std::min(now, n_step); at <= now; ++at) recheck(env, at);
+  }
+  flush_changes();
+}
+
+void TokenReplay::write_row(const StepInput& step, std::uint64_t env, bool after_cut) {
+  const std::uint64_t now = store_.header().steps;
+  const std::size_t row = row_at(env, now);
+  std::uint8_t since = 0;
+  bool is_final = false;
+  if (now > 0 && !after_cut) {
+    const std::size_t last = row_at(env, now - 1);
+    const bool ended = (store_.bits(last) & row_bits::kEnded) != 0;
+    is_final = ended && options_.autoreset == Autoreset::kNextStep;
+    const bool goes_on = is_final || (!ended && !(store_.bits(last) & row_bits::kFinal));
+    if (goes_on) since = one_more(store_.since(last));
+  }
+  std::uint8_t bits = is_final ? row_bits::kFinal : 0;
+  store_.no_final(row);
+  if (!is_final) {
+    if (step.terminated[env]) bits |= row_bits::kTerminated;
+    if (step.truncated[env]) bits |= row_bits::kTruncated;
+    if (!step.life_lost.empty() && step.life_lost[env]) bits |= row_bits::kLifeLost;
+    if ((bits & row_bits::kEnded) && !step.final_frames.empty()) {
+      store_.put_final(row, &step.final_frames[env * tokens_]);
+    }
+  }
+  std::copy_n(&step.frames[env * tokens_], tokens_, store_.frame(row));
+  store_.action(row) = static_cast<std::int32_t>(step.actions[env]);
+  store_.reward(row) = step.rewards[env];
+  store_.since(row) = since;
+  store_.set_bits(row, bits);
+  store_.seal(row, now);
+}
+
+void TokenReplay::cut() {
+  const std::lock_guard lock(mutex_);
+  store_.header().cut_at = store_.header().steps;
+}
+
+// The order of the stores, and leaving finished envs alone, make a second pass after a kill right.
+void TokenReplay::apply_cut() {
+  const std::uint64_t newest = store_.header().steps - 1;
+  for (std::size_t env = 0; env < envs_; ++env) {
+    const std::size_t row = row_at(env, newest);
+    if ((store_.bits(row) & row_bits::kFinal) || store_.final_of(row)) continue;
+    if (store_.since(row) > 0) {
+      const std::size_t before = row_at(env, newest - 1);
+      store_.set_bits(before, store_.bits(before) | row_bits::kTruncated);
+    }
+    store_.set_bits(row, row_bits::kFinal);
+  }
+}
+
+// Notes whether a row has become drawable, or is no longer.
+void TokenReplay::recheck(std::uint64_t env, std::uint64_t step) {
+  const std::size_t leaf = leaf_at(env, step);
+  const bool is = drawable(env, step);
+  if (is == (drawable_[leaf] != 0)) return;
+  changed_.push_back(leaf);
+  changed_to_.push_back(is ? 1 : 0);
+  changed_leaf_.push_back(is ? newest_leaf_ : 0.0);
+}
+
+void TokenReplay::flush_changes() {
+  rows_tree_.set(changed_, changed_to_);
+  if (priority_tree_) priority_tree_->set(changed_, changed_leaf_);
+  changed_.clear();
+  changed_to_.clear();
+  changed_leaf_.clear();
+}
+
+std::int64_t TokenReplay::size() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<std::int64_t>((store_.header().steps - oldest()) * envs_);
+}
+
+std::size_t TokenReplay::nbytes() const {
+  const std::lock_guard lock(mutex_);
+  return store_.nbytes() + drawable_.size() + rows_tree_.nbytes() +
+         (priority_tree_ ? priority_tree_->nbytes() : 0);
+}
+
+ReplayStats TokenReplay::stats() const {
+  const std::lock_guard lock(mutex_);
+  ReplayStats stats;
+  stats.added = store_.header().steps * envs_;
+  stats.stored = (store_.header().steps - oldest()) * envs_;
+  stats.drawable = rows_tree_.total();
+  for (std::uint64_t env = 0; env < envs_; ++env) {
+    for (std::uint64_t step = oldest(); step < store_.header().steps; ++step) {
+      stats.episodes += (store_.bits(row_at(env, step)) & row_bits::kEnded) ? 1u : 0u;
+    }
+  }
+  stats.sampled = sampled_;
+  stats.updated = updated_;
+  stats.skipped = skipped_;
+  stats.max_priority = store_.header().max_priority;
+  stats.priority_sum = priority_tree_ ? priority_tree_->total() : 0.0;
+  return stats;
+}
+
+}  // namespace wmfast

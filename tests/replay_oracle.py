@@ -1,0 +1,109 @@
+"""The replay buffer, slow and obvious: whole streams in lists, every rule written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Frame = npt.NDArray[np.uint16]
+
+
+@dataclass
+class Episode:
+    first: int  # step number of its first row
+    frames: list[Frame] = field(default_factory=list)  # rows, and the final frame once it is known
+    steps: list[list[float | bool]] = field(default_factory=list)  # action reward term trunc life
+    over: bool = False
+
+
+class Oracle:
+    def __init__(self, kept: int, envs: int, history: int, n_step: int, gamma: float, same: bool):
+        self.kept, self.history, self.n_step, self.gamma = kept, history, n_step, gamma
+        self.same = same
+        self.episodes: list[list[Episode]] = [[] for _ in range(envs)]
+        self.steps = 0
+        self.was_cut = False
+
+    @property
+    def oldest(self) -> int:
+        return max(0, self.steps - self.kept)
+
+    def add(self, frames, actions, rewards, terminated, truncated, finals, life_lost) -> None:
+        for env, episodes in enumerate(self.episodes):
+            step = [actions[env], rewards[env], terminated[env], truncated[env], life_lost[env]]
+            ended = terminated[env] or truncated[env]
+            last = episodes[-1] if episodes else None
+            if self.was_cut and last is not None and not last.over:
+                last.over = True
+                if not self.same and len(last.steps) == len(last.frames):
+                    last.steps.pop()  # the newest row is a mere final frame now
+                elif self.same:
+                    last.steps.pop()
+                if last.steps:
+                    last.steps[-1][3] = True
+            elif last is not None and not last.over and (last.steps[-1][2] or last.steps[-1][3]):
+                last.frames.append(frames[env])  # next_step: this row is the final frame
+                last.over = True
+                continue
+            if last is None or last.over:
+                episodes.append(Episode(self.steps))
+            episodes[-1].frames.append(frames[env])
+            episodes[-1].steps.append(step)
+            if self.same and ended:
+                episodes[-1].frames.append(finals[env])
+                episodes[-1].over = True
+        self.steps += 1
+        self.was_cut = False
+
+    def episode_of(self, env: int, step: int) -> Episode:
+        return [e for e in self.episodes[env] if e.first <= step][-1]
+
+    def stack(self, episode: Episode, at: int) -> Frame:
+        return np.stack([episode.frames[max(0, i)] for i in range(at - self.history + 1, at + 1)])
+
+    def transition(self, env: int, step: int, sign: bool = False):
+        """(state, action, return, discount, next_state), or None if the row can't be drawn."""
+        episode = self.episode_of(env, step)
+        start = step - episode.first
+        if step < self.oldest or start >= len(episode.steps):
+            return None
+        if episode.first + max(0, start - self.history + 1) < self.oldest:
+            return None
+        total = 0.0
+        for k in range(self.n_step):
+            at = start + k
+            if at >= len(episode.steps) or at + 1 >= len(episode.frames):
+                return None
+            _, reward, terminated, truncated, life_lost = episode.steps[at]
+            total += self.gamma**k * (np.sign(reward) if sign else reward)
+            discount = 0.0 if terminated or life_lost else self.gamma ** (k + 1)
+            if terminated or truncated or life_lost:
+                break
+        next_state = self.stack(episode, at + 1)
+        return self.stack(episode, start), episode.steps[start][0], total, discount, next_state
+
+    def drawable(self) -> dict[int, tuple]:
+        """Every row that can be drawn, by id."""
+        rows = {}
+        for env in range(len(self.episodes)):
+            for step in range(self.oldest, self.steps):
+                row = self.transition(env, step)
+                if row is not None:
+                    rows[step * len(self.episodes) + env] = row
+        return rows
+
+    def sequence(self, env: int, step: int, length: int):
+        """(tokens, action, reward, terminated, mask) of the run that starts at the row."""
+        episode = self.episode_of(env, step)
+        start = step - episode.first
+        tokens = list(self.stack(episode, start))
+        columns = []
+        for at in range(start, start + length):
+            real = at < len(episode.steps) and at + 1 < len(episode.frames)
+            tokens.append(episode.frames[at + 1] if real else tokens[-1])
+            action, reward, terminated, *_ = episode.steps[at] if real else [0, 0.0, False]
+            columns.append((action, reward, terminated, real))
+        action, reward, terminated, mask = map(np.array, zip(*columns, strict=True))
+        return np.stack(tokens), action, reward, terminated, mask

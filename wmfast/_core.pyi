@@ -1,0 +1,213 @@
+"""The C++ core of wmfast."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Tokens: TypeAlias = npt.NDArray[np.uint16]
+Out: TypeAlias = Mapping[str, npt.NDArray[Any]] | Batch
+
+class Batch:
+    """Named arrays of a draw, as attributes and by key; which ones: see the call that made it."""
+
+    state: Tokens
+    next_state: Tokens
+    window: Tokens
+    tokens: Tokens
+    action: npt.NDArray[np.int64]
+    reward: npt.NDArray[np.float32]
+    discount: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+    index: npt.NDArray[np.int64]
+    terminated: npt.NDArray[np.bool_]
+    mask: npt.NDArray[np.bool_]
+    def __getitem__(self, name: str) -> npt.NDArray[Any]: ...
+    def __contains__(self, name: str) -> bool: ...
+    def keys(self) -> list[str]: ...
+
+class TokenReplay:
+    """Prioritized replay of token frames from a vector of envs; any thread may call anything.
+
+    A step of every env is one row; E envs, K tokens a frame, H = ``history``. A history is put
+    together when it is drawn: frames before an episode's first repeat the first, nothing crosses
+    an episode. A row can be drawn once its ``n_step`` successors are stored or its episode has
+    ended (final frame included), while its whole history is stored. A call that raises has
+    changed nothing.
+
+    Args:
+        capacity: env steps kept, over all envs; rounded down to a multiple of ``num_envs``.
+        num_envs: E.
+        frame_shape: 1 to 4 axes; their product is K.
+        vocab_size: tokens are 0 to ``vocab_size - 1``; at most 65536.
+        history: H, 1 to 255.
+        n_step: steps of the return; it stops at ``terminated`` and at a lost life (discount 0) and
+            at ``truncated`` (bootstraps from the true final frame).
+        gamma: discount of a step.
+        prioritized: draw by priority^alpha (Schaul et al. 2016), otherwise evenly.
+        alpha: exponent of the priorities.
+        seed: of the draws.
+        autoreset: Gymnasium's convention. ``next_step``: the row after an end holds the final
+            frame, its action and reward are ignored, it is never drawn as a start.
+            ``same_step``: the final frame comes as ``final_frames``.
+        reward_transform: ``sign`` sums sign(reward) in ``sample``; what is stored stays raw.
+        path: file of a memory-mapped store that survives a kill at any instruction; made, or taken
+            over where it stands (``n_step``, ``gamma``, ``history``, ``seed`` and
+            ``reward_transform`` may differ from last time). Call ``cut`` after taking it over
+            unless the streams really go on. Survives the process, not a power failure. A zero
+            priority becomes the largest seen.
+
+    Raises:
+        ValueError: an option out of range; a damaged file, one in use or of other geometry.
+        MemoryError: more than the machine has.
+        OSError: the file can't be made (no space, no right).
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        *,
+        frame_shape: Sequence[int] = (21, 16),
+        vocab_size: int = 512,
+        history: int = 4,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        prioritized: bool = True,
+        alpha: float = 0.6,
+        seed: int = 0,
+        autoreset: Literal["next_step", "same_step"] = "next_step",
+        reward_transform: Literal["none", "sign"] = "none",
+        path: str | os.PathLike[str] | None = None,
+    ) -> None: ...
+    def add(
+        self,
+        frames: Tokens,
+        actions: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        terminated: npt.ArrayLike,
+        truncated: npt.ArrayLike,
+        *,
+        final_frames: Tokens | None = None,
+        life_lost: npt.ArrayLike | None = None,
+    ) -> None:
+        """Adds one step of every env, overwriting the oldest.
+
+        Args:
+            frames: (E, K) or (E, *frame_shape) uint16, C-contiguous: the actions were
+                chosen on them.
+            actions: (E,) integers of 32 bits.
+            rewards: (E,) finite; kept as float32.
+            terminated: (E,) bool.
+            truncated: (E,) bool; with ``terminated`` too, ``terminated`` counts.
+            final_frames: as ``frames``; read where an episode ended (``same_step`` only).
+            life_lost: (E,) bool; the return stops here with discount 0, the episode goes on.
+
+        Raises:
+            TypeError: a dtype. ValueError: a shape, layout or value, with field and env.
+        """
+
+    def cut(self) -> None:
+        """Says that the streams broke off: the next ``add`` begins an episode in every env.
+
+        The newest frame of each env then counts as the final frame of a truncated episode. Until
+        that ``add`` nothing changes, neither what is drawn nor what is saved beside this mark.
+        """
+
+    def sample(
+        self,
+        batch_size: int,
+        *,
+        beta: float = 0.4,
+        window: bool = False,
+        out: Out | None = None,
+    ) -> Batch:
+        """Draws transitions: stratified by priority^alpha, or independently and evenly.
+
+        Returns a batch of ``state`` and ``next_state`` (B, H, K) uint16, oldest frame first;
+        ``action`` (B,) int64; ``reward`` (B,) float32, the sum of gamma^k r over the m <= n_step
+        steps; ``discount`` (B,) float32, gamma^m or 0; ``weight`` (B,) float32, (N P)^-beta over
+        the largest of the batch; ``index`` (B,) int64, ids that never repeat. With ``window``
+        (``n_step`` 1) also ``window`` (B, H + 1, K), of which state and next_state are views.
+        ``out``: arrays of exactly these shapes and dtypes to write into, in place of new ones.
+
+        Raises:
+            ValueError: no row can be drawn, or a bad argument.
+        """
+
+    def sample_sequences(
+        self,
+        batch_size: int,
+        length: int,
+        *,
+        recent: tuple[int, float] | None = None,
+        out: Out | None = None,
+    ) -> Batch:
+        """Draws runs of S = ``length`` steps, evenly among the rows that can be drawn.
+
+        Returns a batch of ``tokens`` (B, H + S, K) uint16; ``action`` (B, S) int64, chosen on
+        frame H - 1 + i of ``tokens``; ``reward`` (B, S) float32, raw; ``terminated`` (B, S) bool;
+        ``mask`` (B, S) bool, False past the end of the episode or of what is stored: there the
+        last frame is repeated and the rest is 0. The frame after a terminated step is the final frame as it was
+        given; emulators may return a stale one there. ``recent=(k, fraction)``: the first
+        round(fraction * B) rows are drawn from the last k env steps (over all envs).
+
+        Raises:
+            ValueError: no row can be drawn, or a bad argument.
+        """
+
+    def update_priorities(self, index: npt.ArrayLike, priority: npt.ArrayLike) -> int:
+        """Sets priorities, as one after another: the last of equal ids wins.
+
+        Ids that were overwritten (or can't be drawn any more) are skipped; returns how many ids
+        were applied. New rows get the largest priority ever applied (1 at the start).
+
+        Raises:
+            IndexError: an id never issued. ValueError: NaN, inf, negative. Then nothing is applied.
+        """
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a checksummed snapshot: rows, priorities, random state.
+
+        Written beside ``path`` (with ``.tmp``), synced and renamed: a kill leaves the old or the new.
+        One process at a time saves to a path. Calls of other threads wait.
+        """
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> TokenReplay:
+        """The buffer that ``save`` wrote, in memory; goes on bit for bit.
+
+        Raises:
+            ValueError: a damaged file or another format version. OSError: can't be read.
+        """
+
+    def stats(self) -> dict[str, float]:
+        """added, stored, drawable (env steps), episodes (ends stored), sampled, updated, skipped
+        (since this object was made), max_priority, priority_sum (of priority^alpha)."""
+
+    def __len__(self) -> int:
+        """Env steps stored, over all envs."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of rows and trees."""
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def frame_shape(self) -> tuple[int, ...]: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def history(self) -> int: ...
+    @property
+    def n_step(self) -> int: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def prioritized(self) -> bool: ...
+    @property
+    def alpha(self) -> float: ...
