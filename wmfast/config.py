@@ -5,7 +5,7 @@ A field's docstring is its ``--help``; a size that belongs to a preset stands in
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ class TokenizerConfig:
     """Frames to 21 x 16 tokens and back."""
 
     kind: Literal["patch", "vqvae"] = "vqvae"
-    """patch: k-means codebook of 4x4 pixel patches and a small decoder; vqvae: the seeds' VQ-VAE."""
+    """patch: k-means codebook of 4x4 patches and a small decoder; vqvae: the seeds' VQ-VAE."""
     codebook_size: int = 512
     """Codes (the vocabulary of every token model)."""
     code_dim: int = 256
@@ -61,7 +61,7 @@ class WorldModelConfig:
     """Next tokens, reward and end from a token history and an action."""
 
     kind: Literal["transformer", "conv"] = "transformer"
-    """transformer: the seeds' sequence of history, action and queries; conv: over the token grid."""
+    """transformer: the seeds' sequence of history, action, queries; conv: over the token grid."""
     d_model: int = 256
     """Model width."""
     heads: int = 4
@@ -141,8 +141,8 @@ class LoopConfig:
     """How often each part of the loop runs, in env steps."""
 
     mode: Literal["staged", "frozen"] = "frozen"
-    """frozen: tokenizer frozen after the warm-up, world model and agent continue; staged: tokenizer,
-    then world model, then agent."""
+    """frozen: tokenizer frozen after the warm-up, world model and agent continue; staged:
+    tokenizer, then world model, then agent."""
     warmup_steps: int = 10_000
     """Random env steps before any training."""
     replay_capacity: int = 1_000_000
@@ -186,3 +186,79 @@ class Config:
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+_CPU_TOKENIZER = TokenizerConfig(kind="patch", channels=32, residual_blocks=2, train_steps=600)
+_CPU_WORLD_MODEL = WorldModelConfig(
+    kind="conv", d_model=64, layers=3, copy_gate=True, every=128, learning_rate=1e-3
+)
+
+PRESETS: dict[str, Config] = {
+    # What learns in minutes on two cores.
+    "cpu": Config(
+        preset="cpu",
+        steps=100_000,
+        tokenizer=_CPU_TOKENIZER,
+        world_model=_CPU_WORLD_MODEL,
+        agent=AgentConfig(
+            kind="conv",
+            d_model=64,
+            n_step=3,
+            tau=0.005,
+            learning_rate=3e-4,
+            epsilon_share=0.3,
+            every=8,
+        ),
+        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000),
+    ),
+    # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
+    "v3": Config(preset="v3", tokenizer=TokenizerConfig(kind="vqvae")),
+    # The second seed: 32 codes, 10 layers of 8 heads, next tokens only.
+    "v2": Config(
+        preset="v2",
+        tokenizer=TokenizerConfig(kind="vqvae", codebook_size=32),
+        world_model=WorldModelConfig(heads=8, layers=10, reward_done_heads=False, batch_size=8),
+    ),
+    # The fast architecture for 100k env steps on one GPU.
+    "atari100k": Config(
+        preset="atari100k",
+        steps=100_000,
+        tokenizer=TokenizerConfig(kind="patch", channels=64, residual_blocks=4, train_steps=3000),
+        world_model=WorldModelConfig(tubelet=(4, 2, 2), copy_gate=True, batch_size=32, every=16),
+        agent=AgentConfig(
+            tubelet=(4, 2, 2),
+            n_step=3,
+            tau=0.005,
+            gamma=0.997,
+            epsilon_steps=2_000,
+            epsilon_end=0.0,
+            batch_size=64,
+            every=1,
+        ),
+        loop=LoopConfig(warmup_steps=4_000, eval_every=25_000),
+    ),
+    # Everything, tiny, in seconds: for tests.
+    "smoke": Config(
+        preset="smoke",
+        steps=600,
+        env=EnvConfig(num_envs=4, max_frames=1_200),
+        tokenizer=TokenizerConfig(
+            kind="patch", codebook_size=64, channels=8, residual_blocks=1, train_steps=10
+        ),
+        world_model=WorldModelConfig(
+            kind="conv", d_model=16, layers=1, copy_gate=True, batch_size=4, every=40
+        ),
+        agent=AgentConfig(
+            kind="conv", d_model=8, n_step=3, epsilon_share=0.3, batch_size=8, every=8
+        ),
+        loop=LoopConfig(
+            warmup_steps=200,
+            replay_capacity=2_000,
+            eval_every=400,
+            eval_episodes=2,
+            checkpoint_every=200,
+            log_every=100,
+        ),
+    ),
+}
+"""By name; ``auto`` is resolved to ``cpu`` or ``v3`` by whoever knows the device."""

@@ -1,0 +1,168 @@
+"""The command line: ``wmfast train|eval|dream``; ``wmfast-train`` is ``wmfast train``."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from wmfast.config import Config
+from wmfast.errors import UserError
+
+T = TypeVar("T")
+_INTERRUPTED = 130  # as a shell reports SIGINT
+_USAGE = """usage: wmfast {train,eval,dream} ...
+
+  train   learn a game: tokenizer, world model and agent
+  eval    play full games with a trained agent and score them
+  dream   a GIF of a real game beside the world model's dream of it
+
+wmfast <command> --help says more."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Play full games with the agent of a run, all at once, and score them."""
+
+    run_dir: Path
+    """Folder of the run; its latest checkpoint plays."""
+    episodes: int = 10
+    """Games."""
+    epsilon: float = 0.0
+    """Probability of a random action; 0 is greedy."""
+    sticky: float | None = None
+    """Sticky actions; as the run was trained unless given."""
+    seed: int = 0
+    """Seed of the games."""
+    json: Path | None = None
+    """Write the result here too."""
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """A GIF of a real game of a run's agent beside the world model's dream of it."""
+
+    run_dir: Path
+    """Folder of the run; its latest checkpoint dreams."""
+    out: Path | None = None
+    """The GIF; `media/dream.gif` of the run unless given."""
+    steps: int = 50
+    """Dreamed steps; the model gets the real actions and nothing else."""
+    start: int = 60
+    """Step of the game at which the dream begins."""
+    seed: int = 0
+    """Seed of the game."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``wmfast <command> ...``; exits with 0, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "eval": _eval, "dream": _dream}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        sys.exit(0 if arguments else 2)
+    command = arguments[0]
+    if command not in commands:
+        _fail(f"unknown command {command!r}: allowed are {', '.join(commands)}")
+    _run(commands[command], arguments[1:])
+
+
+def main_train(argv: Sequence[str] | None = None) -> None:
+    """``wmfast-train ...``: `main` with the command ``train``."""
+    _run(_train, list(sys.argv[1:] if argv is None else argv))
+
+
+def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Arguments as a dataclass.
+
+    Raises:
+        UserError: one line in place of tyro's boxes.
+    """
+    stderr = io.StringIO()
+    try:
+        with redirect_stderr(stderr):
+            if default is None:
+                return tyro.cli(kind, args=list(arguments), prog=prog)
+            return tyro.cli(kind, args=list(arguments), prog=prog, default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(stderr.getvalue())) from None
+
+
+def _train(arguments: list[str]) -> None:
+    from wmfast.launch import launch, resolve  # torch takes seconds, --help should not
+
+    def read(default: Config) -> Config:
+        return parse(Config, arguments, "wmfast train", default)
+
+    launch(resolve(arguments, read))
+
+
+def _eval(arguments: list[str]) -> None:
+    options = parse(EvalOptions, arguments, "wmfast eval")
+    from wmfast.trained import evaluate_run
+
+    evaluation = evaluate_run(
+        options.run_dir,
+        episodes=options.episodes,
+        epsilon=options.epsilon,
+        sticky=options.sticky,
+        seed=options.seed,
+    )
+    result = evaluation.as_json()
+    if options.json is not None:
+        from wmfast.disk import one_line_errors, write_atomic
+
+        with one_line_errors("write", options.json):
+            write_atomic(options.json, json.dumps(result, indent=1).encode())
+    normalised = result["human_normalised"]
+    human = "" if normalised is None else f", human-normalised {normalised:.3f}"
+    scores = " ".join(f"{score:g}" for score in result["scores"])
+    print(f"{result['mean']:.1f} +- {result['std']:.1f} over {options.episodes} games{human}")
+    print(f"scores: {scores}")
+
+
+def _dream(arguments: list[str]) -> None:
+    options = parse(DreamOptions, arguments, "wmfast dream")
+    from wmfast.trained import dream_of_run
+
+    path = dream_of_run(
+        options.run_dir,
+        out=options.out,
+        steps=options.steps,
+        start=options.start,
+        seed=options.seed,
+    )
+    print(path)
+
+
+def _run(command: Callable[[list[str]], None], arguments: list[str]) -> None:
+    try:
+        command(arguments)
+    except (UserError, ValueError) as error:
+        _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        print("wmfast: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _fail(message: str) -> None:
+    print(f"wmfast: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(boxed: str) -> str:
+    """The message of tyro's box: what stands before its help text, without the frame."""
+    lines = [re.sub(r"[\u2500-\u257f]", " ", line).strip() for line in boxed.splitlines()]
+    message = " ".join(line for line in lines[1:] if line)
+    message = re.split(r"Argument helptext:|For full helptext", message)[0]
+    return " ".join(message.split())

@@ -1,0 +1,173 @@
+"""Evaluation within a run, and its end: final scores, pictures, model files, result, summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from wmfast.build import Parts
+from wmfast.disk import one_line_errors, write_atomic
+from wmfast.evaluate import Evaluation, play
+from wmfast.fit import tokenizer_quality
+from wmfast.games import RANDOM_HUMAN
+from wmfast.gold import world_model_quality
+from wmfast.media import save_curves, save_dream_gif, save_reconstructions
+from wmfast.metrics import METRICS_FILE, MetricsLog, read_metrics
+from wmfast.model_file import save_model
+from wmfast.progress import Reporter, Summary
+from wmfast.recording import Frames, Recording
+from wmfast.rundir import RunDir
+
+EXPLORING = 0.01  # a greedy policy can be stuck in a deterministic game: reported beside it
+_HELD_OUT_STEPS = 400  # of each evaluation game, for the world model's held-out figures
+_HELD_OUT_BATCHES, _HELD_OUT_BATCH = 16, 64
+_SHOWN_FRAMES = 8
+_DREAM_START, _DREAM_STEPS = 60, 50
+
+
+def evaluate(parts: Parts, log: MetricsLog, reporter: Reporter) -> tuple[Evaluation, Recording]:
+    """Greedy full games, all at once, and the world model's quality on what they showed."""
+    config, counters = parts.config, parts.counters
+    recording = Recording(
+        config.loop.eval_episodes,
+        _HELD_OUT_STEPS,
+        vocab_size=config.tokenizer.codebook_size,
+        seed=config.seed,
+    )
+    with parts.clock("evaluation"):
+        evaluation = _play(parts, 0.0, recording)
+        segments = recording.segments(_HELD_OUT_BATCHES, _HELD_OUT_BATCH, parts.device)
+        quality = world_model_quality(parts.world_model, segments)
+    counters.world_model_quality = quality
+    counters.evaluations.append({"env_step": counters.env_step, **evaluation.as_json()})
+    values = {f"world_model/heldout/{key}": value for key, value in quality.items()}
+    reporter.update(log.log(*parts.position(), {**values, **_score("greedy", evaluation)}))
+    return evaluation, recording
+
+
+def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Summary:
+    """Final evaluations, pictures, model files, ``result.json`` and the closing summary."""
+    config = parts.config
+    reporter.phase("evaluating", total=2, unit="policies")
+    greedy, recording = evaluate(parts, log, reporter)
+    reporter.advance(1)
+    with parts.clock("evaluation"):
+        exploring = _play(parts, EXPLORING, None)
+    reporter.advance(1)
+    assert greedy.frames is not None
+    film = torch.from_numpy(greedy.frames).to(parts.device)
+    played = tokenizer_quality(parts.tokenizer, film)
+    values = {f"tokenizer/played/{key}": value for key, value in played.items()}
+    log.log(*parts.position(), {**values, **_score(f"epsilon_{EXPLORING}", exploring)})
+
+    pictures = _draw(parts, run, greedy.frames, recording)
+    _save_models(parts, run)
+    random_score, human_score = RANDOM_HUMAN.get(config.game, (None, None))
+    summary = Summary(
+        game=config.game,
+        preset=config.preset,
+        seed=config.seed,
+        env_steps=parts.counters.env_step,
+        wall_s=parts.wall_s(),
+        run_dir=run.path,
+        protocol=f"sticky {config.env.sticky:g}, up to {config.env.noop_max} no-ops",
+        scores={"greedy": greedy.as_json(), f"epsilon {EXPLORING}": exploring.as_json()},
+        random_score=random_score,
+        human_score=human_score,
+        tokenizer={
+            **parts.counters.tokenizer_quality,
+            "codebook_size": config.tokenizer.codebook_size,
+        },
+        world_model=parts.counters.world_model_quality,
+        seconds=parts.clock.seconds(),
+        pictures=pictures,
+    )
+    _save_result(summary, played, run)
+    return summary
+
+
+def _play(parts: Parts, epsilon: float, recording: Recording | None) -> Evaluation:
+    return play(
+        parts.act,
+        parts.config.game,
+        parts.config.env,
+        encode=parts.encode,
+        seed=parts.config.seed,
+        episodes=parts.config.loop.eval_episodes,
+        epsilon=epsilon,
+        device=parts.device,
+        on_step=recording.add if recording else None,
+        record_steps=recording.max_steps if recording else None,
+        record_frames=recording.max_steps if recording else 0,
+    )
+
+
+def _score(policy: str, evaluation: Evaluation) -> dict[str, float]:
+    values = {f"eval/{policy}/return": evaluation.mean, f"eval/{policy}/std": evaluation.std}
+    if evaluation.human_normalised is not None:
+        values[f"eval/{policy}/human_normalised"] = evaluation.human_normalised
+    return values
+
+
+def _draw(parts: Parts, run: RunDir, film: Frames, recording: Recording) -> dict[str, Path]:
+    pictures = {
+        "reconstructions": run.media / "reconstructions.png",
+        "dream": run.media / "dream.gif",
+        "curves": run.media / "curves.png",
+    }
+    spread = torch.linspace(0, len(film) - 1, min(_SHOWN_FRAMES, len(film))).long()
+    shown = torch.from_numpy(film)[spread].to(parts.device)
+    with torch.no_grad():
+        again = parts.tokenizer.decode(parts.encode(shown))
+    save_reconstructions(pictures["reconstructions"], shown.cpu().numpy(), again.cpu().numpy())
+    real, dreamed = recording.dream(
+        parts.world_model,
+        parts.tokenizer,
+        film,
+        start=_DREAM_START,
+        steps=_DREAM_STEPS,
+        device=parts.device,
+    )
+    save_dream_gif(pictures["dream"], real, dreamed)
+    save_curves(pictures["curves"], read_metrics(run.path / METRICS_FILE))
+    return pictures
+
+
+def _save_models(parts: Parts, run: RunDir) -> None:
+    """One file each: what ``--vqvae`` and ``--wm`` of another run take."""
+    config = parts.config
+    meta = {"game": config.game, "env_step": parts.counters.env_step, "seed": config.seed}
+    folder = run.path / "models"
+    with one_line_errors("make", folder):
+        folder.mkdir(exist_ok=True)
+    save_model(
+        folder / "tokenizer.safetensors", parts.tokenizer, "tokenizer", config.tokenizer, meta
+    )
+    save_model(
+        folder / "world_model.safetensors",
+        parts.world_model,
+        "world_model",
+        config.world_model,
+        meta,
+    )
+    save_model(folder / "agent.safetensors", parts.agent, "agent", config.agent, meta)
+
+
+def _save_result(summary: Summary, played: dict[str, float], run: RunDir) -> None:
+    result = {
+        "game": summary.game,
+        "preset": summary.preset,
+        "seed": summary.seed,
+        "env_steps": summary.env_steps,
+        "wall_s": summary.wall_s,
+        "scores": summary.scores,
+        "tokenizer_held_out": summary.tokenizer,
+        "tokenizer_played": played,
+        "world_model_held_out": summary.world_model,
+        "seconds": summary.seconds,
+    }
+    path = run.path / "result.json"
+    with one_line_errors("write", path):
+        write_atomic(path, json.dumps(result, indent=1).encode())

@@ -1,0 +1,84 @@
+"""Q-networks over 4-frame token histories, with a dueling head (Wang et al. 2016).
+
+Dimension legend in ``wmfast.types``: history_btk int64 (B, 4, 336) -> q_ba float32 (B, A).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmfast.config import AgentConfig
+from wmfast.models.transformer import Encoder, TubeletEmbedding
+from wmfast.types import GRID_HW, HISTORY
+
+
+class DuelingHead(nn.Module):
+    """Q = V + A - mean(A): two hidden layers side by side, one for each stream."""
+
+    def __init__(self, features: int, hidden: int, num_actions: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(features, 2 * hidden)  # both streams in one product
+        self.value = nn.Linear(hidden, 1)
+        self.advantage = nn.Linear(hidden, num_actions)
+
+    def forward(self, x_bd: Tensor) -> Tensor:
+        """Features (B, D) to action values (B, A)."""
+        value_bd, advantage_bd = F.relu(self.hidden(x_bd)).chunk(2, dim=-1)
+        value_b1, advantage_ba = self.value(value_bd), self.advantage(advantage_bd)
+        q_ba: Tensor = value_b1 + advantage_ba - advantage_ba.mean(dim=-1, keepdim=True)
+        return q_ba.float()
+
+
+class TransformerQNetwork(nn.Module):
+    """Token (or tubelet) embedding + learned positions, transformer encoder, mean, dueling head."""
+
+    def __init__(self, config: AgentConfig, *, vocab_size: int, num_actions: int) -> None:
+        super().__init__()
+        d = config.d_model
+        self.embedding = TubeletEmbedding(vocab_size, d, config.tubelet, history=HISTORY)
+        self.encoder = Encoder(d, config.heads, config.layers, dropout=0.0)
+        self.head = DuelingHead(d, d, num_actions)
+
+    def forward(self, history_btk: Tensor) -> Tensor:
+        """Token histories int64 (B, 4, 336) to action values float32 (B, A)."""
+        x_bld = self.encoder(self.embedding(history_btk))
+        q_ba: Tensor = self.head(x_bld.mean(dim=1))
+        return q_ba
+
+
+class ConvQNetwork(nn.Module):
+    """Convolutions over the 21 x 16 token grid, the four frames' embeddings stacked in channels.
+
+    The frames are stacked like the pixels of Mnih et al. (2015), so the first layer sees motion.
+    """
+
+    def __init__(self, config: AgentConfig, *, vocab_size: int, num_actions: int) -> None:
+        super().__init__()
+        c, (h, w) = config.d_model, GRID_HW
+        self.embedding = nn.Embedding(vocab_size, config.embed_dim)
+        self.conv = nn.Sequential(
+            nn.Conv2d(HISTORY * config.embed_dim, c, kernel_size=4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(c, c, kernel_size=3, padding=1),
+            nn.ReLU(),
+        )
+        self.head = DuelingHead(c * (h // 2) * (w // 2), 128, num_actions)
+
+    def forward(self, history_btk: Tensor) -> Tensor:
+        """Token histories int64 (B, 4, 336) to action values float32 (B, A)."""
+        x_btke = self.embedding(history_btk)
+        b, t, _, e = x_btke.shape
+        h, w = GRID_HW
+        # (B, T, h, w, E) -> (B, T * E, h, w), laid out channels last for the CPU's convolutions
+        x_bchw = x_btke.view(b, t, h, w, e).permute(0, 1, 4, 2, 3).reshape(b, t * e, h, w)
+        x_bchw = self.conv(x_bchw.contiguous(memory_format=torch.channels_last))
+        q_ba: Tensor = self.head(x_bchw.flatten(1))
+        return q_ba
+
+
+def build_q_network(config: AgentConfig, *, vocab_size: int, num_actions: int) -> nn.Module:
+    """The Q-network that ``config.kind`` names."""
+    network = {"transformer": TransformerQNetwork, "conv": ConvQNetwork}[config.kind]
+    return network(config, vocab_size=vocab_size, num_actions=num_actions)

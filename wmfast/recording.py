@@ -1,0 +1,106 @@
+"""What evaluation games leave behind: held-out steps for the world model, the film of a game."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wmfast import TokenReplay
+from wmfast.evaluate import RecordedStep
+from wmfast.imagine import imagine
+from wmfast.models.prediction import WorldModel
+from wmfast.models.tokenizer import Tokenizer
+from wmfast.replay import ReplaySampler
+from wmfast.types import HISTORY, Segments
+
+Frames = NDArray[np.uint8]
+
+
+class Recording:
+    """The steps of evaluation games as tokens; nothing trains on them.
+
+    Args:
+        games: played at once.
+        max_steps: of each game.
+        vocab_size: of the tokens.
+        seed: of the draws.
+    """
+
+    def __init__(self, games: int, max_steps: int, *, vocab_size: int, seed: int) -> None:
+        self.max_steps = max_steps
+        self._replay = TokenReplay(
+            games * (max_steps + 1),
+            games,
+            vocab_size=vocab_size,
+            history=HISTORY,
+            prioritized=False,
+            seed=seed,
+        )
+        self._tokens: list[NDArray[np.uint16]] = []  # of game 0: a frame, and the action on it
+        self._actions: list[int] = []
+        self._over = False
+
+    def add(self, step: RecordedStep) -> None:
+        """Keep a step of every game."""
+        self._replay.add(
+            step.tokens,
+            step.actions,
+            step.rewards,
+            step.terminated,
+            step.truncated,
+            life_lost=step.life_lost,
+        )
+        if not self._over:
+            self._tokens.append(step.tokens[0])
+            self._actions.append(int(step.actions[0]))
+            self._over = bool(step.terminated[0] or step.truncated[0])
+
+    def segments(self, batches: int, batch_size: int, device: torch.device) -> Iterator[Segments]:
+        """One-step segments, drawn evenly."""
+        sampler = ReplaySampler(self._replay, device)
+        return (sampler.segments(batch_size, 1) for _ in range(batches))
+
+    def dream(
+        self,
+        world_model: WorldModel,
+        tokenizer: Tokenizer,
+        film: Frames,
+        *,
+        start: int,
+        steps: int,
+        device: torch.device,
+    ) -> tuple[Frames, Frames]:
+        """Game 0 from step `start`, and the model's dream of it under the same actions.
+
+        The model sees the four real frames up to `start` and then only its own. In a shorter game
+        the dream begins earlier, then is cut.
+
+        Args:
+            film: game 0's frames (T, 84, 64, 3), film[i] being the one that action i was chosen on.
+
+        Returns:
+            Real and dreamed frames uint8 (S, 84, 64, 3), S <= steps; the first pair is the last
+            real frame and its reconstruction.
+        """
+        last = min(len(film), len(self._tokens)) - 1
+        start = max(0, min(start, last - steps))
+        steps = min(steps, last - start)
+        first = max(0, start - HISTORY + 1)
+        history = [self._tokens[first]] * (HISTORY - 1 - (start - first))
+        history += self._tokens[first : start + 1]
+        tokens_1tk = _int64(np.stack(history), device)
+        actions_1s = _int64(np.array(self._actions[start : start + steps]), device)
+        dreamed_sk = tokens_1tk[0, -1:]
+        if steps:
+            dream = imagine(world_model, tokens_1tk, actions_1s, steps)
+            dreamed_sk = torch.cat([dreamed_sk, dream.tokens_bsk[0]])
+        with torch.no_grad():
+            frames = tokenizer.decode(dreamed_sk).cpu().numpy()
+        return film[start : start + steps + 1], frames
+
+
+def _int64(array: NDArray[np.integer], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64)).to(device)[None]

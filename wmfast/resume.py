@@ -1,0 +1,93 @@
+"""What a checkpoint of a run holds, and going on from it.
+
+Weights, optimisers, random states, counters and the replay buffer are all in it, so on a CPU the
+training steps after a resume are bit for bit those of the uninterrupted run. Only the emulators are
+not: ale-py's vector env cannot restore a game, so each game begins anew, from starts not seen yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+
+from wmfast import TokenReplay
+from wmfast.build import RECENT_GAMES, Counters, Parts, build
+from wmfast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from wmfast.config import Config
+from wmfast.errors import UserError
+from wmfast.rng_state import restore_rng, rng_state
+from wmfast.rundir import RunDir
+
+_REPLAY_FILE = "replay.bin"
+
+
+def save(parts: Parts, run: RunDir) -> None:
+    """Write a checkpoint of the run as it stands."""
+    with parts.clock("checkpoint"):
+        counters = asdict(parts.counters)
+        counters["recent_returns"] = list(parts.counters.recent_returns)
+        counters["wall_s"] = parts.wall_s()
+        save_checkpoint(
+            run.path,
+            parts.counters.env_step,
+            modules={
+                "tokenizer": parts.tokenizer,
+                "world_model": parts.world_model,
+                "agent": parts.agent,
+            },
+            optimizers={
+                "agent": parts.agent_step.optimizer,
+                "world_model": parts.world_model_step.optimizer,
+            },
+            state={
+                "counters": counters,
+                "clock": parts.clock.seconds(),
+                "rng": rng_state(_generators(parts)),
+            },
+            writers={_REPLAY_FILE: lambda path: parts.replay.save(str(path))},
+            keep=parts.config.loop.keep_checkpoints,
+        )
+
+
+def restore(run: RunDir, config: Config) -> Parts | None:
+    """The parts of the run as its latest checkpoint has them; None where there is none yet.
+
+    Raises UserError for a damaged checkpoint; nothing was changed then.
+    """
+    if latest_checkpoint(run.path) is None:
+        return None
+    checkpoint = load_checkpoint(run.path)
+    replay = TokenReplay.load(str(checkpoint.file(_REPLAY_FILE)))
+    replay.cut()  # the games begin anew: what was under way ends here
+    parts = build(config, replay, checkpoint.env_step)
+    checkpoint.restore_module("tokenizer", parts.tokenizer)
+    checkpoint.restore_module("world_model", parts.world_model)
+    checkpoint.restore_module("agent", parts.agent)
+    checkpoint.restore_optimizer("agent", parts.agent_step.optimizer)
+    checkpoint.restore_optimizer("world_model", parts.world_model_step.optimizer)
+    parts.counters = _counters(checkpoint.state["counters"], str(checkpoint.path))
+    parts.clock.restore(checkpoint.state["clock"])
+    parts.collector.begin(parts.envs.reset())
+    restore_rng(_generators(parts), checkpoint.state["rng"])
+    return parts
+
+
+def _generators(parts: Parts) -> dict[str, Any]:
+    generators: dict[str, Any] = {"torch": torch.default_generator, "numpy": parts.rng}
+    if parts.device.type == "cuda":
+        index = parts.device.index or 0
+        generators["cuda"] = torch.cuda.default_generators[index]
+    return generators
+
+
+def _counters(saved: dict[str, Any], source: str) -> Counters:
+    names = {field.name for field in fields(Counters)}
+    if saved.keys() != names:
+        raise UserError(
+            f"{source}: the counters differ from this version's: {names ^ saved.keys()}"
+        )
+    returns = deque(saved["recent_returns"], maxlen=RECENT_GAMES)
+    return Counters(**{**saved, "recent_returns": returns})

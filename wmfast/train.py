@@ -1,0 +1,139 @@
+"""The main job: warm up, then collect, train agent, train world model, evaluate, log, save."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from wmfast.agent import epsilon, importance_exponent
+from wmfast.build import Parts, build
+from wmfast.config import Config
+from wmfast.finish import evaluate, finish
+from wmfast.metrics import MetricsLog
+from wmfast.progress import Reporter, Summary
+from wmfast.resume import restore, save
+from wmfast.rundir import RunDir
+from wmfast.warmup import prepare
+
+Stopped = Callable[[], bool]
+_UPDATES_A_ROW = 50  # of the world model, when it is trained first
+_PRIORITY_FLOOR = 1e-6  # a transition learned to the last bit can still be drawn
+
+
+def train(run: RunDir, config: Config) -> Summary | None:
+    """Train from the start, or from the run folder's latest checkpoint where there is one.
+
+    Returns the closing summary, or None where Ctrl-C (or SIGTERM) stopped the run: what was
+    collected and learned is in a checkpoint then, unless the warm-up was still under way.
+    """
+    with stop_on_signal() as stopped, Reporter.create(config.steps) as reporter:
+        parts = restore(run, config) or build(config)
+        with parts.envs, MetricsLog(run.path, resume_at=parts.counters.env_step) as log:
+            if parts.counters.env_step == 0:
+                prepare(parts, log, reporter, stopped)
+            loop(parts, run, log, reporter, stopped)
+            return None if stopped() else finish(parts, run, log, reporter)
+
+
+def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped: Stopped) -> None:
+    """To the run's last env step: collect, train agent, train world model, evaluate, log, save."""
+    config, counters, every = parts.config, parts.counters, parts.config.loop
+    if stopped():
+        return
+    save(parts, run)
+    if every.mode == "staged":
+        train_world_model_first(parts, log, reporter, stopped)
+    reporter.phase("training", total=config.steps, completed=counters.env_step)
+    parts.last_row = counters.env_step, parts.wall_s()
+    while counters.env_step < config.steps and not stopped():
+        collect(parts)
+        for _ in range(due(parts, config.agent.every)):
+            train_agent(parts)
+        for _ in range(due(parts, config.world_model.every) if every.mode == "frozen" else 0):
+            train_world_model(parts)
+        if due(parts, every.eval_every) and counters.env_step < config.steps:
+            evaluate(parts, log, reporter)
+        if due(parts, every.log_every):
+            reporter.update(log.log(*parts.position(), parts.measures()))
+        if due(parts, every.checkpoint_every):
+            save(parts, run)
+        reporter.advance_to(counters.env_step)
+    save(parts, run)
+
+
+def collect(parts: Parts) -> None:
+    """One epsilon-greedy step of every game into the replay buffer."""
+    schedule = {"warmup": parts.config.loop.warmup_steps, "total": parts.config.steps}
+    counters = parts.counters
+    counters.epsilon = epsilon(counters.env_step, parts.config.agent, **schedule)
+    finished = parts.collector.step(counters.epsilon)
+    counters.recent_returns.extend(game.score for game in finished)
+    counters.env_step += parts.envs.num_envs
+
+
+def train_agent(parts: Parts) -> None:
+    """One double-DQN update on a prioritized batch; its TD errors are the new priorities."""
+    config, counters = parts.config, parts.counters
+    beta = importance_exponent(
+        counters.env_step, config.agent, warmup=config.loop.warmup_steps, total=config.steps
+    )
+    with parts.clock("agent"):
+        batch, index = parts.sampler.transitions(config.agent.batch_size, beta=beta)
+        metrics = dict(parts.agent_step(batch))
+        priority_b = metrics.pop("priority") + _PRIORITY_FLOOR
+        parts.replay.update_priorities(index, priority_b.cpu().numpy())
+        parts.averager.add("agent/train", metrics)
+    counters.agent_updates += 1
+
+
+def train_world_model(parts: Parts) -> None:
+    """One update on segments of which a fraction is drawn from the newest env steps."""
+    config = parts.config.world_model
+    with parts.clock("world_model"):
+        recent = (config.recent_steps, config.recent_fraction)
+        batch = parts.sampler.segments(config.batch_size, 1, recent=recent)
+        parts.averager.add("world_model/train", parts.world_model_step(batch))
+    parts.counters.world_model_updates += 1
+
+
+def train_world_model_first(
+    parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Stopped
+) -> None:
+    """Mode ``staged``: all updates of the world model, on the warm-up, before the agent's first."""
+    config = parts.config
+    updates = (config.steps - config.loop.warmup_steps) // config.world_model.every
+    done = parts.counters.world_model_updates
+    reporter.phase("training the world model", total=updates, completed=done)
+    for update in range(done, updates):
+        if stopped():
+            return
+        train_world_model(parts)
+        reporter.advance_to(update + 1)
+        if (update + 1) % _UPDATES_A_ROW == 0:
+            reporter.update(log.log(*parts.position(), parts.measures()))
+
+
+def due(parts: Parts, every: int) -> int:
+    """How often something that happens each `every` env steps falls into the last vector step."""
+    now = parts.counters.env_step
+    return now // every - (now - parts.envs.num_envs) // every
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stopped]:
+    """The first SIGINT or SIGTERM asks the loop to stop; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

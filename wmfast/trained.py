@@ -1,0 +1,105 @@
+"""A trained run put to use: ``wmfast eval`` and ``wmfast dream``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from wmfast.agent import DoubleDQN
+from wmfast.checkpoint import load_checkpoint
+from wmfast.config import Config, EnvConfig
+from wmfast.envs import AtariEnvs
+from wmfast.errors import UserError
+from wmfast.evaluate import Evaluation, play
+from wmfast.media import save_dream_gif
+from wmfast.models.prediction import WorldModel
+from wmfast.models.tokenizer import Tokenizer, build_tokenizer
+from wmfast.models.world_model import build_world_model
+from wmfast.recording import Recording
+from wmfast.rundir import load_config
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of a run's latest checkpoint, on the CPU, in eval mode."""
+
+    config: Config
+    tokenizer: Tokenizer
+    world_model: WorldModel
+    agent: DoubleDQN
+
+
+def load_trained(run_dir: Path) -> Trained:
+    """Open a run. UserError where no run or no whole checkpoint is there."""
+    config = load_config(run_dir)
+    checkpoint = load_checkpoint(run_dir)
+    with AtariEnvs(config.game, config.env, num_envs=1, seed=0) as envs:
+        num_actions = envs.num_actions
+    vocab_size = config.tokenizer.codebook_size
+    tokenizer = build_tokenizer(config.tokenizer)
+    world_model = build_world_model(
+        config.world_model, vocab_size=vocab_size, num_actions=num_actions
+    )
+    agent = DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=num_actions)
+    checkpoint.restore_module("tokenizer", tokenizer)
+    checkpoint.restore_module("world_model", world_model)
+    checkpoint.restore_module("agent", agent)
+    return Trained(config, tokenizer.eval(), world_model.eval(), agent.eval())
+
+
+def evaluate_run(
+    run_dir: Path, *, episodes: int, epsilon: float, sticky: float | None, seed: int
+) -> Evaluation:
+    """Full games by the run's agent; `sticky` as in training unless given."""
+    trained = load_trained(run_dir)
+    env = trained.config.env if sticky is None else replace(trained.config.env, sticky=sticky)
+    return _play(trained, env, seed=seed, episodes=episodes, epsilon=epsilon)
+
+
+def dream_of_run(run_dir: Path, *, out: Path | None, steps: int, start: int, seed: int) -> Path:
+    """A GIF of a real game beside the dream of it; returns its path."""
+    if steps < 1 or start < 0:
+        raise UserError(f"--steps {steps} --start {start}: at least 1 step, from step 0 on")
+    trained = load_trained(run_dir)
+    recording = Recording(1, start + steps + 1, vocab_size=trained.tokenizer.vocab_size, seed=seed)
+    evaluation = _play(
+        trained, trained.config.env, seed=seed, episodes=1, epsilon=0.0, recording=recording
+    )
+    assert evaluation.frames is not None
+    real, dreamed = recording.dream(
+        trained.world_model,
+        trained.tokenizer,
+        evaluation.frames,
+        start=start,
+        steps=steps,
+        device=torch.device("cpu"),
+    )
+    path = out or run_dir / "media" / "dream.gif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_dream_gif(path, real, dreamed)
+    return path
+
+
+def _play(
+    trained: Trained,
+    env: EnvConfig,
+    *,
+    seed: int,
+    episodes: int,
+    epsilon: float,
+    recording: Recording | None = None,
+) -> Evaluation:
+    return play(
+        trained.agent.act,
+        trained.config.game,
+        env,
+        encode=trained.tokenizer.encode,
+        seed=seed,
+        episodes=episodes,
+        epsilon=epsilon,
+        max_steps=recording.max_steps if recording else None,
+        on_step=recording.add if recording else None,
+        record_frames=recording.max_steps if recording else 0,
+    )

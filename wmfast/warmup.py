@@ -1,0 +1,135 @@
+"""Before the loop: random play, a tokenizer that fits it, and, when staged, the world model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from wmfast.build import Parts
+from wmfast.collect import RawStep, collect_random
+from wmfast.config import Config, TokenizerConfig, WorldModelConfig
+from wmfast.config_json import config_from_json
+from wmfast.fit import fit_tokenizer, tokenizer_quality
+from wmfast.metrics import MetricsLog
+from wmfast.model_file import read_model
+from wmfast.progress import Reporter
+from wmfast.types import Metrics
+from wmfast.weights import load_weights
+
+_HELD_OUT_FRAMES = 512
+_STEPS_A_ROW = 50  # tokenizer steps between two rows of metrics
+
+
+def adopt_model_files(config: Config) -> Config:
+    """The configuration with the sizes of the models that ``--vqvae`` and ``--wm`` bring.
+
+    Raises UserError for a file that is absent, damaged or of another kind.
+    """
+    if config.vqvae is not None:
+        facts, _ = read_model(config.vqvae, "tokenizer")
+        tokenizer = config_from_json(TokenizerConfig, facts, str(config.vqvae))
+        config = replace(config, tokenizer=tokenizer)
+    if config.wm is not None:
+        facts, _ = read_model(config.wm, "world_model")
+        shape = config_from_json(WorldModelConfig, facts, str(config.wm))
+        # What the network is comes from the file, how it goes on learning from the preset.
+        trained = config.world_model
+        world_model = replace(
+            shape,
+            **{
+                name: getattr(trained, name)
+                for name in ("batch_size", "learning_rate", "every", "recent_steps")
+            },
+        )
+        config = replace(config, world_model=world_model)
+    return config
+
+
+def load_model_files(parts: Parts) -> None:
+    """Load the weights that ``--vqvae`` and ``--wm`` name. UserError where they do not fit."""
+    config = parts.config
+    if config.vqvae is not None:
+        _, weights = read_model(config.vqvae, "tokenizer")
+        load_weights(parts.tokenizer, weights, str(config.vqvae))
+    if config.wm is not None:
+        _, weights = read_model(config.wm, "world_model")
+        load_weights(parts.world_model, weights, str(config.wm))
+
+
+def prepare(parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Callable[[], bool]) -> None:
+    """Collect random play, fit the tokenizer unless ``--vqvae`` brought one, fill the replay.
+
+    Raises KeyboardInterrupt when `stopped` asks for it: there is nothing to go on from yet.
+    """
+    config, counters = parts.config, parts.counters
+    reporter.phase("collecting", total=config.loop.warmup_steps)
+    with parts.clock("env"):
+        warmup = collect_random(parts.envs, config.loop.warmup_steps, parts.rng)
+    _interrupt_if(stopped)
+    load_model_files(parts)
+    frames_seen, frames_held_out = split_frames(warmup)
+    if config.vqvae is None:
+        with parts.clock("tokenizer"):
+            _fit(parts, frames_seen, log, reporter, stopped)
+    with parts.clock("tokenizer"):
+        counters.tokenizer_quality = tokenizer_quality(
+            parts.tokenizer, torch.from_numpy(frames_held_out).to(parts.device)
+        )
+    with parts.clock("encode"):
+        parts.collector.begin_after(warmup)
+    counters.env_step = len(warmup) * parts.envs.num_envs
+    for raw in warmup:
+        counters.recent_returns.extend(game.score for game in raw.result.finished)
+    quality = {f"tokenizer/heldout/{key}": v for key, v in counters.tokenizer_quality.items()}
+    log.log(*parts.position(), quality)
+
+
+def split_frames(warmup: list[RawStep]) -> tuple[np.ndarray, np.ndarray]:
+    """Warm-up frames uint8 (N, 84, 64, 3) to fit on, and spread frames of the last game held out.
+
+    A single game has no other to hold out: its last tenth is held out then.
+    """
+    frames = np.stack([raw.frames for raw in warmup])  # (T, E, 84, 64, 3)
+    num_envs = frames.shape[1]
+    if num_envs > 1:
+        seen, held_out = frames[:, :-1], frames[:, -1]
+    else:
+        cut = len(frames) - max(1, len(frames) // 10)
+        seen, held_out = frames[:cut], frames[cut:, 0]
+    stride = max(1, len(held_out) // _HELD_OUT_FRAMES)
+    return seen.reshape(-1, *frames.shape[2:]), held_out[::stride].copy()
+
+
+def _fit(
+    parts: Parts,
+    frames: np.ndarray,
+    log: MetricsLog,
+    reporter: Reporter,
+    stopped: Callable[[], bool],
+) -> None:
+    config = parts.config.tokenizer
+    reporter.phase("fitting the tokenizer", total=config.train_steps)
+
+    def on_step(step: int, metrics: Metrics) -> None:
+        _interrupt_if(stopped)
+        parts.averager.add("tokenizer/train", metrics)
+        reporter.advance_to(step)
+        if step % _STEPS_A_ROW == 0 or step == config.train_steps:
+            log.log(0, step, parts.wall_s(), parts.averager.flush())
+
+    fit_tokenizer(
+        parts.tokenizer,
+        frames,
+        config,
+        seed=parts.config.seed,
+        device=parts.device,
+        on_step=on_step,
+    )
+
+
+def _interrupt_if(stopped: Callable[[], bool]) -> None:
+    if stopped():
+        raise KeyboardInterrupt
