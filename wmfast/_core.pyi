@@ -150,9 +150,9 @@ class TokenReplay:
         Returns a batch of ``tokens`` (B, H + S, K) uint16; ``action`` (B, S) int64, chosen on
         frame H - 1 + i of ``tokens``; ``reward`` (B, S) float32, raw; ``terminated`` (B, S) bool;
         ``mask`` (B, S) bool, False past the end of the episode or of what is stored: there the
-        last frame is repeated and the rest is 0. The frame after a terminated step is the final frame as it was
-        given; emulators may return a stale one there. ``recent=(k, fraction)``: the first
-        round(fraction * B) rows are drawn from the last k env steps (over all envs).
+        last frame is repeated and the rest is 0. The frame after a terminated step is the final
+        frame as it was given; emulators may return a stale one there. ``recent=(k, fraction)``: the
+        first round(fraction * B) rows are drawn from the last k env steps (over all envs).
 
         Raises:
             ValueError: no row can be drawn, or a bad argument.
@@ -171,7 +171,7 @@ class TokenReplay:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checksummed snapshot: rows, priorities, random state.
 
-        Written beside ``path`` (with ``.tmp``), synced and renamed: a kill leaves the old or the new.
+        Written beside (``path`` + ``.tmp``), synced and renamed: a kill leaves the old or the new.
         One process at a time saves to a path. Calls of other threads wait.
         """
 

@@ -68,6 +68,7 @@ class SumTree {
 
   // Sum of the leaves before `leaf` (which may be the number of leaves). O(log leaves).
   Node prefix(std::size_t leaf) const {
+    if (leaf == leaves_.size()) return total();
     Node sum{0};
     for (std::size_t i = leaf / kWidth * kWidth; i < leaf; ++i) sum += Node{leaves_[i]};
     for (const auto& level : levels_) {

@@ -53,7 +53,7 @@ struct ReplayOptions {
   std::uint64_t seed = 0;
   Autoreset autoreset = Autoreset::kNextStep;
   RewardTransform reward_transform = RewardTransform::kNone;  // of `sample`; stored rewards are raw
-  std::filesystem::path path;                                 // empty: in memory
+  std::filesystem::path path = {};                            // empty: in memory
 };
 
 // One step of every env; E = num_envs. The caller's memory, read during the call only.

@@ -1,0 +1,200 @@
+// Snapshots and mapped stores: go on bit for bit, survive kill -9, and never load damage.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <vector>
+
+#include "check.hpp"
+#include "streams.hpp"
+#include "wmfast/token_replay.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kEnvs = 2;
+constexpr std::size_t kTokens = 3;
+
+wmfast::ReplayOptions options_with(bool same_step, const fs::path& path = {}) {
+  return {.capacity = 24,
+          .num_envs = kEnvs,
+          .frame_shape = {kTokens},
+          .n_step = 2,
+          .seed = 5,
+          .autoreset = same_step ? wmfast::Autoreset::kSameStep : wmfast::Autoreset::kNextStep,
+          .path = path};
+}
+
+// Adds, draws and updates; the same for equal buffers and equal `rng`.
+std::vector<OwnedBatch> live(wmfast::TokenReplay& replay, wmfast::RngState rng, int steps,
+                             bool same_step) {
+  std::vector<OwnedBatch> drawn;
+  for (int t = 0; t < steps; ++t) {
+    replay.add(random_step(rng, kEnvs, kTokens, 512, 0.15).view(same_step));
+    if (t == 4) replay.cut();
+    if (replay.stats().drawable == 0) continue;
+    OwnedBatch& batch = drawn.emplace_back(replay, 8);
+    replay.sample(batch.view(), 0.5);
+    std::vector<double> priority(8);
+    for (double& value : priority) value = 3.0 * wmfast::next_unit(rng);
+    replay.update_priorities(batch.index, priority);
+  }
+  return drawn;
+}
+
+void a_loaded_snapshot_goes_on_alike(const fs::path& folder, bool same_step, int before) {
+  wmfast::TokenReplay replay(options_with(same_step));
+  live(replay, wmfast::seed_rng(1), before, same_step);
+  replay.save(folder / "snapshot");
+  const auto loaded = wmfast::TokenReplay::load(folder / "snapshot");
+  CHECK(loaded->stats().priority_sum == replay.stats().priority_sum);
+  CHECK(loaded->stats().drawable == replay.stats().drawable);
+  CHECK(live(*loaded, wmfast::seed_rng(2), 40, same_step) ==
+        live(replay, wmfast::seed_rng(2), 40, same_step));
+  CHECK(!fs::exists(folder / "snapshot.tmp"));
+}
+
+std::vector<char> contents(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// A new file: to truncate and rewrite one makes some file systems sync it.
+void put_contents(const fs::path& path, const std::vector<char>& data) {
+  fs::remove(path);
+  std::ofstream(path, std::ios::binary)
+      .write(data.data(), static_cast<std::streamsize>(data.size()));
+}
+
+void every_damaged_byte_of_a_snapshot_is_noticed(const fs::path& folder) {
+  wmfast::TokenReplay replay(options_with(true));
+  live(replay, wmfast::seed_rng(1), 30, true);
+  replay.save(folder / "snapshot");
+  const std::vector<char> good = contents(folder / "snapshot");
+  const auto load = [&] { (void)wmfast::TokenReplay::load(folder / "damaged"); };
+  for (std::size_t at = 0; at < good.size(); ++at) {
+    std::vector<char> bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ (1 << (at % 8)));
+    put_contents(folder / "damaged", bad);
+    CHECK(contains(message_of<wmfast::DamagedFile>(load), "damaged"));
+  }
+  for (const std::size_t size : {std::size_t{0}, std::size_t{100}, good.size() - 1}) {
+    put_contents(folder / "damaged",
+                 std::vector<char>(good.begin(), good.begin() + static_cast<std::ptrdiff_t>(size)));
+    CHECK(contains(message_of<wmfast::DamagedFile>(load), "damaged"));
+  }
+  std::vector<char> newer = good;
+  newer[8] = 9;
+  put_contents(folder / "damaged", newer);
+  CHECK(contains(message_of<wmfast::DamagedFile>(load), "format version 9"));
+}
+
+void a_store_goes_on_where_it_was(const fs::path& folder, bool same_step, int before) {
+  const fs::path path = folder / "store";
+  fs::remove(path);
+  auto replay = std::make_unique<wmfast::TokenReplay>(options_with(same_step, path));
+  wmfast::TokenReplay twin(options_with(same_step));
+  // (No priority is exactly 0 here: a reopened store would revive it.)
+  CHECK(live(*replay, wmfast::seed_rng(1), before, same_step) ==
+        live(twin, wmfast::seed_rng(1), before, same_step));
+  CHECK(contains(message_of<wmfast::DamagedFile>(
+                     [&] { const wmfast::TokenReplay second(options_with(same_step, path)); }),
+                 "in use"));
+  replay.reset();
+  replay = std::make_unique<wmfast::TokenReplay>(options_with(same_step, path));
+  CHECK(live(*replay, wmfast::seed_rng(2), 40, same_step) ==
+        live(twin, wmfast::seed_rng(2), 40, same_step));
+}
+
+void damage_of_a_store_is_noticed(const fs::path& folder) {
+  const fs::path path = folder / "store";
+  fs::remove(path);
+  {
+    wmfast::TokenReplay replay(options_with(true, path));
+    live(replay, wmfast::seed_rng(1), 12, true);
+  }
+  const std::vector<char> good = contents(path);
+  const auto open = [&] { const wmfast::TokenReplay replay(options_with(true, path)); };
+  // One section a page: frames, actions, rewards, marks, since; 12 of 13 slots are committed.
+  constexpr std::size_t kPage = 4096;
+  const std::size_t row_bytes[] = {2 * kTokens, 4, 4, 2, 1};
+  for (std::size_t section = 0; section < 5; ++section) {
+    for (std::size_t byte = 0; byte < 12 * row_bytes[section]; ++byte) {
+      std::vector<char> bad = good;
+      char& target = bad[(1 + section) * kPage + byte];
+      target = static_cast<char>(target ^ (1 << (byte % 8)));
+      put_contents(path, bad);
+      CHECK(contains(message_of<wmfast::DamagedFile>(open), "damaged row: env 0"));
+    }
+  }
+  std::vector<char> bad = good;
+  bad[offsetof(wmfast::ReplayHeader, steps)] ^= 2;
+  put_contents(path, bad);
+  CHECK(contains(message_of<wmfast::DamagedFile>(open), "damaged header"));
+  put_contents(path, std::vector<char>(good.begin(), good.end() - 1));
+  CHECK(contains(message_of<wmfast::DamagedFile>(open), "bytes long"));
+  put_contents(path, good);
+  open();
+  wmfast::ReplayOptions other = options_with(true, path);
+  other.vocab_size = 32;
+  CHECK(contains(message_of<std::invalid_argument>([&] { const wmfast::TokenReplay r(other); }),
+                 "vocab_size 512, asked for 32"));
+}
+
+// The child adds steps and reports each that returned; the parent kills it at some moment.
+void a_killed_writer_loses_at_most_one_step(const fs::path& folder, unsigned wait_us) {
+  const fs::path path = folder / "killed";
+  fs::remove(path);
+  int pipe_ends[2];
+  CHECK(::pipe(pipe_ends) == 0);
+  const pid_t child = ::fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    wmfast::TokenReplay replay(options_with(true, path));
+    wmfast::RngState rng = wmfast::seed_rng(9);
+    for (;;) {
+      replay.add(random_step(rng, kEnvs, kTokens, 512, 0.3).view(true));
+      if (wmfast::next_unit(rng) < 0.2) replay.cut();
+      if (::write(pipe_ends[1], "x", 1) != 1) ::_exit(1);
+    }
+  }
+  ::close(pipe_ends[1]);
+  char byte = 0;
+  CHECK(::read(pipe_ends[0], &byte, 1) == 1);
+  ::usleep(wait_us);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  std::uint64_t reported = 1;
+  char buffer[4096];
+  for (ssize_t got; (got = ::read(pipe_ends[0], buffer, sizeof(buffer))) > 0;) {
+    reported += static_cast<std::uint64_t>(got);
+  }
+  ::close(pipe_ends[0]);
+  wmfast::TokenReplay replay(options_with(true, path));  // verifies every row
+  const std::uint64_t committed = replay.stats().added / kEnvs;
+  CHECK(committed == reported || committed == reported + 1);
+  CHECK(replay.size() == static_cast<std::int64_t>(kEnvs * std::min<std::uint64_t>(committed, 12)));
+  live(replay, wmfast::seed_rng(3), 30, true);
+}
+
+}  // namespace
+
+int main() {
+  const fs::path folder = fs::temp_directory_path() / ("wmfast_test_" + std::to_string(::getpid()));
+  fs::create_directories(folder);
+  for (const bool same_step : {false, true}) {
+    for (const int before : {0, 5, 11, 30}) {
+      a_loaded_snapshot_goes_on_alike(folder, same_step, before);
+      a_store_goes_on_where_it_was(folder, same_step, before);
+    }
+  }
+  every_damaged_byte_of_a_snapshot_is_noticed(folder);
+  damage_of_a_store_is_noticed(folder);
+  for (unsigned run = 0; run < 15; ++run) a_killed_writer_loses_at_most_one_step(folder, 300 * run);
+  fs::remove_all(folder);
+  return 0;
+}
