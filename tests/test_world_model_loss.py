@@ -120,8 +120,9 @@ def test_loss_of_live_masked_and_ended_rows():
     # Reward: rows 0, 1, 2; the magnitude only where the reward is not zero.
     sign = answer.reward_sign_logits_bc.double().log_softmax(-1)
     magnitude = answer.reward_magnitude_b.double().tolist()
-    errors = [(magnitude[1] - math.log(51.0)) ** 2, (magnitude[2] - math.log(11.0)) ** 2]
-    reward = -(sign[0, 1] + sign[1, 2] + sign[2, 0]).item() / 3 + sum(errors) / 2
+    errors = [abs(magnitude[1] - math.log(51.0)), abs(magnitude[2] - math.log(11.0))]
+    huber = [0.5 * error**2 if error < 1 else error - 0.5 for error in errors]
+    reward = -(sign[0, 1] + sign[1, 2] + sign[2, 0]).item() / 3 + sum(huber) / 2
     assert metrics["reward_loss"] == pytest.approx(reward, rel=1e-5)
 
     # Done: rows 0, 1, 2, the positive one weighted by 20, at the logit shifted by log 20.

@@ -68,7 +68,8 @@ class ConvWorldModel(WorldModel):
             nn.init.constant_(self.copy.bias, COPY_LOGIT_INIT)
         self.reward_done: RewardDoneHeads | None = None
         if config.reward_done_heads:
-            self.reward_done = RewardDoneHeads(c, config.done_weight)
+            self.event = nn.Linear(c, c)
+            self.reward_done = RewardDoneHeads(2 * c, config.done_weight)
 
     def forward(
         self, history_btk: Tensor, action_b: Tensor, cell_m: Tensor | None = None
@@ -81,7 +82,7 @@ class ConvWorldModel(WorldModel):
         y_bkd = self._features(history_btk, action_b)
         sign_bc = magnitude_b = done_b = None
         if self.reward_done is not None:
-            sign_bc, magnitude_b, done_b = self.reward_done(y_bkd.mean(dim=1))
+            sign_bc, magnitude_b, done_b = self.reward_done(self._pool(y_bkd))
         last_bk = history_btk[:, -1]
         if cell_m is not None:
             y_bkd, last_bk = y_bkd.flatten(0, 1)[cell_m], last_bk.flatten()[cell_m]
@@ -103,6 +104,15 @@ class ConvWorldModel(WorldModel):
         x_bchw = x_bkd.view(len(x_bkd), *GRID_HW, -1).permute(0, 3, 1, 2)
         y_bkd: Tensor = self.norm(self.blocks(x_bchw).permute(0, 2, 3, 1).flatten(1, 2))
         return y_bkd
+
+    def _pool(self, y_bkd: Tensor) -> Tensor:
+        """Where something happens, and how much of it: maximum and mean over the cells, (B, 2 C).
+
+        Reward and end read the features but don't shape them: their rare, large errors would drown
+        the tokens' gradient, and cost half of the updates to the same token accuracy.
+        """
+        event_bkd = F.gelu(self.event(y_bkd.detach()))
+        return torch.cat([event_bkd.amax(dim=1), event_bkd.mean(dim=1)], dim=-1)
 
     def loss(self, batch: Segments) -> tuple[Tensor, Metrics]:
         """As ``WorldModel.loss``, its token figures estimated from a sample of the cells."""

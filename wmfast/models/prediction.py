@@ -180,13 +180,19 @@ def token_loss(
 
 
 def reward_loss(prediction: Prediction, reward_b: Tensor, row_b: Tensor) -> Tensor:
-    """Cross-entropy of the sign plus, on non-zero rewards, the squared error of log1p |reward|."""
+    """Cross-entropy of the sign plus, on non-zero rewards, the Huber loss of log1p |reward|.
+
+    Huber, not squared: log1p of an Atari reward is 2 to 8, and a fresh head's squared error would
+    drown every other gradient.
+    """
     assert prediction.reward_sign_logits_bc is not None
     assert prediction.reward_magnitude_b is not None
     sign_b = torch.sign(reward_b).long() + 1
     sign = F.cross_entropy(prediction.reward_sign_logits_bc, sign_b, reduction="none")
-    error_b = prediction.reward_magnitude_b.float() - torch.log1p(reward_b.abs())
-    return weighted_mean(sign, row_b) + weighted_mean(error_b.square(), row_b & (reward_b != 0))
+    magnitude_b = F.smooth_l1_loss(
+        prediction.reward_magnitude_b.float(), torch.log1p(reward_b.abs()), reduction="none"
+    )
+    return weighted_mean(sign, row_b) + weighted_mean(magnitude_b, row_b & (reward_b != 0))
 
 
 def done_loss(prediction: Prediction, terminated_b: Tensor, row_b: Tensor, weight: float) -> Tensor:
