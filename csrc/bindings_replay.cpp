@@ -241,6 +241,7 @@ void bind_replay(py::module_& module) {
       .def("__getitem__", &Batch::get)
       .def("__getattr__", &Batch::attribute)
       .def("__contains__", &Batch::has)
+      .def("__iter__", [](const Batch& batch) { return py::iter(py::cast(batch.keys())); })
       .def("keys", &Batch::keys)
       .def("__repr__", &Batch::text);
 

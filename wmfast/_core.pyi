@@ -1,7 +1,7 @@
 """The C++ core of wmfast."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ class Batch:
     terminated: npt.NDArray[np.bool_]
     mask: npt.NDArray[np.bool_]
     def __getitem__(self, name: str) -> npt.NDArray[Any]: ...
+    def __iter__(self) -> Iterator[str]: ...
     def __contains__(self, name: str) -> bool: ...
     def keys(self) -> list[str]: ...
 

@@ -1,0 +1,444 @@
+"""TokenReplay: what each word of its contract means, seen from Python."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from subprocess import run
+
+import numpy as np
+import pytest
+
+from wmfast import TokenReplay
+
+ENVS = 2
+TOKENS = 6
+NO = np.zeros(ENVS, dtype=bool)
+YES = np.ones(ENVS, dtype=bool)
+
+
+def frame(t: int) -> np.ndarray:
+    """Frames that tell their env and step: env 0 holds 100 + t, env 1 holds 200 + t."""
+    return np.repeat(np.array([[100 + t], [200 + t]], dtype=np.uint16), TOKENS, axis=1)
+
+
+def make(**options) -> TokenReplay:
+    return TokenReplay(**{"capacity": 80, "num_envs": ENVS, "frame_shape": (2, 3), **options})
+
+
+def add(replay: TokenReplay, t: int, terminated=NO, truncated=NO, reward=1.0, **more) -> None:
+    rewards = np.full(ENVS, reward)
+    replay.add(frame(t), np.full(ENVS, t), rewards, terminated, truncated, **more)
+
+
+def filled(steps: int = 20, **options) -> TokenReplay:
+    replay = make(**options)
+    for t in range(steps):
+        add(replay, t)
+    return replay
+
+
+def rows_by_id(replay: TokenReplay) -> dict[int, dict[str, np.ndarray]]:
+    """Every row that can be drawn; equal priorities and stratified draws bring up each of them."""
+    batch = replay.sample(2 * int(replay.stats()["drawable"]))
+    return {
+        int(batch.index[i]): {name: batch[name][i] for name in batch}
+        for i in range(len(batch.index))
+    }
+
+
+def frames_of(stack: np.ndarray) -> list[int]:
+    assert (stack == stack[:, :1]).all()
+    return stack[:, 0].tolist()
+
+
+def chi_square_excess(count: np.ndarray, expected: np.ndarray) -> float:
+    """How many standard deviations the chi-square statistic lies above its mean."""
+    freedom = len(count) - 1
+    statistic = ((count - expected) ** 2 / expected).sum()
+    return float((statistic - freedom) / np.sqrt(2 * freedom))
+
+
+def test_import_needs_no_torch() -> None:
+    code = "import sys; from wmfast import TokenReplay; assert 'torch' not in sys.modules"
+    assert run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_history_repeats_the_first_frame_and_streams_do_not_mix() -> None:
+    rows = rows_by_id(filled(6))
+    assert frames_of(rows[0]["state"]) == [100, 100, 100, 100]
+    assert frames_of(rows[2 * 1 + 1]["state"]) == [200, 200, 200, 201]
+    assert frames_of(rows[2 * 4]["state"]) == [101, 102, 103, 104]
+    assert frames_of(rows[2 * 4]["next_state"]) == [102, 103, 104, 105]
+    assert sorted(rows) == list(range(10))  # the newest row of each env has no successor yet
+
+
+def test_next_step_autoreset_keeps_the_final_frame_as_a_successor_only() -> None:
+    replay = make()
+    add(replay, 0)
+    add(replay, 1, truncated=YES)
+    assert sorted(rows_by_id(replay)) == [0, 1]  # the final frame has not come yet
+    add(replay, 2, terminated=YES)  # the final frame; what comes with it is ignored
+    add(replay, 3)
+    add(replay, 4)
+    rows = rows_by_id(replay)
+    assert sorted(rows) == [0, 1, 2, 3, 6, 7]
+    assert frames_of(rows[2]["next_state"]) == [100, 100, 101, 102]
+    assert rows[2]["discount"] == np.float32(0.99)
+    assert frames_of(rows[6]["state"]) == [103] * 4
+
+
+def test_same_step_autoreset_bootstraps_from_the_given_final_frame() -> None:
+    replay = make(autoreset="same_step")
+    add(replay, 0)
+    add(replay, 1, truncated=np.array([True, False]), final_frames=frame(50).reshape(ENVS, 2, 3))
+    add(replay, 2)
+    rows = rows_by_id(replay)
+    assert frames_of(rows[2]["next_state"]) == [100, 100, 101, 150]
+    assert frames_of(rows[3]["next_state"]) == [200, 200, 201, 202]  # this env did not end
+    assert sorted(rows) == [0, 1, 2, 3]
+    add(replay, 3)
+    assert frames_of(rows_by_id(replay)[4]["state"]) == [102] * 4
+
+
+def test_n_step_return_stops_where_the_episode_does() -> None:
+    replay = make(n_step=3, gamma=0.5)
+    for t in range(4):
+        add(replay, t, reward=2.0**t)
+    add(replay, 4, terminated=np.array([True, False]), truncated=np.array([False, True]))
+    add(replay, 5)
+    rows = rows_by_id(replay)
+    assert rows[0]["reward"] == 1 + 0.5 * 2 + 0.25 * 4
+    assert rows[0]["discount"] == np.float32(0.125)
+    assert frames_of(rows[0]["next_state"]) == [100, 101, 102, 103]
+    assert rows[2 * 3]["reward"] == rows[2 * 3 + 1]["reward"] == 8 + 0.5
+    assert rows[2 * 3]["discount"] == 0  # terminated
+    assert rows[2 * 3 + 1]["discount"] == 0.25  # truncated after two steps
+    assert frames_of(rows[2 * 3 + 1]["next_state"]) == [202, 203, 204, 205]
+
+
+def test_rows_near_the_head_wait_for_their_successors() -> None:
+    replay = filled(5, n_step=3)
+    assert sorted(rows_by_id(replay)) == [0, 1, 2, 3]
+
+
+def test_life_loss_ends_the_bootstrap_but_not_the_episode() -> None:
+    replay = make(n_step=2)
+    for t in range(5):
+        add(replay, t, life_lost=YES if t == 2 else None)
+    rows = rows_by_id(replay)
+    assert [rows[2 * t]["discount"] for t in range(3)] == [np.float32(0.99**2), 0, 0]
+    assert rows[2 * 2]["reward"] == 1
+    assert frames_of(rows[2 * 2]["next_state"]) == [100, 101, 102, 103]
+    runs = replay.sample_sequences(200, 4)
+    longest = runs.mask.sum(axis=1).max()
+    assert longest == 4
+    assert not runs.terminated.any()
+
+
+def test_reward_sign_is_taken_per_step_and_sequences_stay_raw() -> None:
+    replay = make(n_step=3, gamma=0.5, reward_transform="sign")
+    for t, reward in enumerate([10.0, -7.0, 0.0, 3.0]):
+        add(replay, t, reward=reward)
+    assert rows_by_id(replay)[0]["reward"] == 1 - 0.5
+    assert replay.sample_sequences(1, 3).reward.tolist() == [[10.0, -7.0, 0.0]]
+
+
+def test_cut_begins_new_episodes_at_the_next_step_and_not_before() -> None:
+    replay, twin = filled(6, n_step=2, seed=3), filled(6, n_step=2, seed=3)
+    replay.cut()
+    ours, theirs = replay.sample(64), twin.sample(64)
+    assert (ours.index == theirs.index).all()
+    add(replay, 50)
+    add(replay, 51)
+    rows = rows_by_id(replay)
+    assert sorted(rows) == list(range(10))  # step 5 is a final frame, 6 has one successor
+    assert rows[8]["discount"] == np.float32(0.99)
+    assert frames_of(rows[8]["next_state"]) == [102, 103, 104, 105]
+    add(replay, 52)
+    assert frames_of(rows_by_id(replay)[12]["state"]) == [150] * 4
+
+
+def test_nothing_is_drawn_across_the_write_cursor() -> None:
+    replay = filled(100)
+    rows = rows_by_id(replay)
+    assert len(replay) == replay.capacity == 80
+    # 40 steps are kept: three have lost a frame of their history, one has no successor.
+    assert sorted(rows) == list(range(2 * 63, 2 * 99))
+    for row in rows.values():
+        assert np.diff(frames_of(row["state"])).tolist() == [1, 1, 1]
+
+
+def test_window_holds_state_and_next_state_as_views() -> None:
+    replay, twin = filled(seed=1), filled(seed=1)
+    batch, plain = replay.sample(16, window=True), twin.sample(16)
+    assert batch.window.shape == (16, 5, TOKENS)
+    assert np.shares_memory(batch.state, batch.window)
+    assert (batch.state == plain.state).all()
+    assert (batch.next_state == plain.next_state).all()
+    with pytest.raises(ValueError, match=r"window=True needs n_step 1, this buffer has 2"):
+        filled(n_step=2).sample(4, window=True)
+
+
+def test_out_is_written_in_place_and_must_fit_exactly() -> None:
+    replay = filled()
+    out = replay.sample(8)
+    again = replay.sample(8, out=out)
+    assert np.shares_memory(again.state, out.state)
+    assert (again.index == out.index).all()
+    arrays = {name: out[name] for name in out}
+    assert replay.sample(8, out=arrays).reward is arrays["reward"]
+    for name, bad in {
+        "state": np.zeros((8, 4, TOKENS), np.int64),
+        "next_state": np.zeros((8, 4, TOKENS + 1), np.uint16),
+        "action": np.zeros(16, np.int64)[::2],
+        "reward": np.zeros(8),
+    }.items():
+        before = replay.stats()["sampled"]
+        with pytest.raises((TypeError, ValueError), match=name):
+            replay.sample(8, out={**arrays, name: bad})
+        assert replay.stats()["sampled"] == before
+    with pytest.raises(ValueError, match='no array "state"'):
+        replay.sample(8, out={})
+    frozen = np.zeros(8, np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        replay.sample(8, out={**arrays, "weight": frozen})
+
+
+def test_sequences_follow_the_episode_and_mask_what_comes_after() -> None:
+    replay = make(history=2, seed=4)
+    for t in range(6):
+        add(replay, t, terminated=YES if t == 2 else NO, reward=t)
+    add(replay, 6)
+    runs = replay.sample_sequences(64, 3)
+    by_start = {int(runs.tokens[i, 1, 0]): i for i in range(64)}
+    assert set(by_start) == {100, 101, 102, 104, 105, 200, 201, 202, 204, 205}
+    i = by_start[101]
+    assert frames_of(runs.tokens[i]) == [100, 101, 102, 103, 103]
+    assert runs.action[i].tolist() == [1, 2, 0]
+    assert runs.reward[i].tolist() == [1, 2, 0]
+    assert runs.terminated[i].tolist() == [False, True, False]
+    assert runs.mask[i].tolist() == [True, True, False]
+    i = by_start[205]  # the head of the ring
+    assert frames_of(runs.tokens[i]) == [204, 205, 206, 206, 206]
+    assert runs.mask[i].tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("steps", [30, 47, 95])
+def test_recent_sequences_come_from_the_last_steps(steps: int) -> None:
+    replay = filled(steps, prioritized=False)
+    runs = replay.sample_sequences(400, 1, recent=(20, 0.25))
+    newest = runs.tokens[:, 3, 0] % 100
+    assert set(newest[:100].tolist()) == set(range(steps - 10, steps - 1))  # 20 steps of two envs
+    assert newest[100:].min() < steps - 10
+    with pytest.raises(ValueError, match="no row can be drawn"):
+        replay.sample_sequences(4, 1, recent=(1, 1.0))  # the newest rows have no successor
+    with pytest.raises(ValueError, match=r"recent is \(0, "):
+        replay.sample_sequences(4, 1, recent=(0, 0.5))
+    with pytest.raises(ValueError, match=r"recent is \(5, 1.5"):
+        replay.sample_sequences(4, 1, recent=(5, 1.5))
+
+
+def test_draws_follow_priority_to_the_alpha() -> None:
+    replay = filled(alpha=0.5, seed=2)
+    count = int(replay.stats()["drawable"])
+    priority = np.arange(count, dtype=np.float64) ** 2
+    assert replay.update_priorities(np.arange(count), priority) == count
+    drawn = np.bincount(
+        np.concatenate([replay.sample(50).index for _ in range(400)]), minlength=count
+    )
+    assert drawn[0] == 0  # priority 0
+    expected = np.sqrt(priority) / np.sqrt(priority).sum() * drawn.sum()
+    assert chi_square_excess(drawn[1:], expected[1:]) < 4
+    even = np.full(count - 1, drawn[1:].mean())
+    assert chi_square_excess(drawn[1:], even) > 100  # a wrong distribution would be seen
+
+
+def test_draws_without_priorities_are_even() -> None:
+    replay = filled(prioritized=False)
+    count = int(replay.stats()["drawable"])
+    drawn = np.bincount(
+        np.concatenate([replay.sample(50).index for _ in range(400)]), minlength=count
+    )
+    assert chi_square_excess(drawn, np.full(count, drawn.mean())) < 4
+    assert (replay.sample(5).weight == 1).all()
+    with pytest.raises(ValueError, match="prioritized=False"):
+        replay.update_priorities([0], [1.0])
+
+
+def test_importance_weights() -> None:
+    replay = filled(alpha=1.0)
+    count = int(replay.stats()["drawable"])
+    priority = np.linspace(1, 5, count)
+    replay.update_priorities(np.arange(count), priority)
+    batch = replay.sample(64, beta=0.7)
+    p = priority[batch.index] / priority.sum()
+    weight = (count * p) ** -0.7
+    np.testing.assert_allclose(batch.weight, weight / weight.max(), rtol=1e-5)
+
+
+def test_new_rows_get_the_largest_priority_seen() -> None:
+    replay = filled(3, alpha=1.0)
+    replay.update_priorities([0, 1], [8.0, 3.0])
+    replay.update_priorities([0], [0.5])
+    before = replay.stats()["priority_sum"]
+    add(replay, 3)
+    assert replay.stats()["priority_sum"] == before + 2 * 8.0
+
+
+def test_updates_skip_overwritten_ids_and_the_last_duplicate_wins() -> None:
+    replay = filled(10, alpha=1.0)
+    batch = replay.sample(16)
+    assert replay.update_priorities(batch.index, np.ones(16, np.float32)) == 16
+    assert replay.update_priorities([4, 4, 4], [9.0, 1.0, 5.0]) == 3
+    assert replay.stats()["priority_sum"] == 17 + 5
+    for t in range(60):
+        add(replay, t)
+    assert replay.update_priorities([4, 120], [1e6, 1.0]) == 1
+    assert replay.stats()["max_priority"] == 9
+
+
+@pytest.mark.parametrize(
+    ("index", "priority", "error"),
+    [
+        ([0, -1], [1.0, 1.0], IndexError),
+        ([0, 40], [1.0, 1.0], IndexError),
+        ([0, 1], [7.0, np.nan], ValueError),
+        ([0, 1], [7.0, np.inf], ValueError),
+        ([0, 1], [7.0, -1e-9], ValueError),
+        ([0, 1], [7.0], ValueError),
+        ([[0]], [[1.0]], ValueError),
+        ([0.0], [1.0], TypeError),
+        ([0], ["a"], TypeError),
+    ],
+)
+def test_bad_updates_apply_nothing(index, priority, error) -> None:
+    replay = filled(20)
+    before = replay.stats()
+    with pytest.raises(error, match=r"index|priority"):
+        replay.update_priorities(index, priority)
+    assert replay.stats() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error", "message"),
+    [
+        ("frames", np.zeros((2, 6), np.int64), TypeError, "frames has dtype int64"),
+        ("frames", [[0] * 6] * 2, TypeError, "frames is a list"),
+        ("frames", np.zeros((2, 7), np.uint16), ValueError, r"\(2, 7\), must be \(2, 6\) or"),
+        ("frames", np.zeros((6, 2), np.uint16).T, ValueError, "not C-contiguous"),
+        ("frames", np.full((2, 6), 512, np.uint16), ValueError, "frames.env 0. has token 512"),
+        ("actions", np.zeros(3, int), ValueError, r"actions has shape \(3,\), must be \(2,\)"),
+        ("actions", np.zeros(2), TypeError, "actions has dtype float64"),
+        ("actions", np.array([0, 2**40]), ValueError, "actions.env 1. is 1099511627776"),
+        ("rewards", np.array([0, np.nan]), ValueError, "rewards.env 1. is nan"),
+        ("rewards", np.zeros((2, 1)), ValueError, r"rewards has shape \(2, 1\)"),
+        ("rewards", ["a", "b"], TypeError, "rewards has dtype"),
+        ("terminated", np.zeros(2), TypeError, "terminated has dtype float64"),
+        ("truncated", np.zeros(1, bool), ValueError, "truncated has shape"),
+        ("life_lost", np.zeros(2, int), TypeError, "life_lost has dtype int64"),
+        ("final_frames", frame(0), ValueError, "autoreset is next_step"),
+    ],
+)
+def test_bad_steps_are_named_and_add_nothing(field, value, error, message) -> None:
+    replay = filled(3)
+    step = {
+        "frames": frame(3),
+        "actions": np.zeros(2, int),
+        "rewards": np.zeros(2),
+        "terminated": NO,
+        "truncated": NO,
+    }
+    with pytest.raises(error, match=message):
+        replay.add(**{**step, field: value})
+    assert len(replay) == 6
+    replay.add(**step)
+
+
+def test_same_step_needs_the_final_frame_of_an_ended_env() -> None:
+    replay = make(autoreset="same_step")
+    with pytest.raises(ValueError, match=r"final_frames\[env 1\] is missing"):
+        add(replay, 0, terminated=np.array([False, True]))
+    assert len(replay) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_envs": 0}, ValueError, "num_envs is 0"),
+        ({"capacity": -5}, ValueError, "capacity is -5"),
+        ({"capacity": 2}, ValueError, "capacity is 2, too small"),
+        ({"capacity": 10**13}, MemoryError, "capacity is 10000000000000"),
+        ({"capacity": 4 * 10**9, "frame_shape": (21, 16)}, MemoryError, "the machine has"),
+        ({"history": 0}, ValueError, "history is 0, allowed are 1 to 255"),
+        ({"n_step": 0}, ValueError, "n_step is 0"),
+        ({"vocab_size": 65537}, ValueError, "vocab_size is 65537"),
+        ({"frame_shape": ()}, ValueError, "frame_shape"),
+        ({"frame_shape": (3, 0)}, ValueError, "frame_shape is 0"),
+        ({"gamma": float("nan")}, ValueError, "gamma is nan"),
+        ({"alpha": -0.1}, ValueError, "alpha is -0.1"),
+        ({"autoreset": "later"}, ValueError, "autoreset is 'later', allowed"),
+        ({"reward_transform": "clip"}, ValueError, "reward_transform is 'clip', allowed"),
+    ],
+)
+def test_bad_options_are_named(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+def test_empty_and_too_small_buffers_say_so_with_numbers() -> None:
+    for steps in (0, 1, 2):
+        replay = filled(steps, n_step=2)
+        message = rf"no row can be drawn: {steps} steps are stored in each of 2 envs.*2 successors"
+        with pytest.raises(ValueError, match=message):
+            replay.sample(4)
+        with pytest.raises(ValueError, match=message):
+            replay.sample_sequences(4, 2)
+    replay = filled(4)
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {bad}"):
+            replay.sample(bad)
+    with pytest.raises(ValueError, match="beta is -1"):
+        replay.sample(4, beta=-1.0)
+    with pytest.raises(ValueError, match="length is 0"):
+        replay.sample_sequences(4, 0)
+    replay.update_priorities(np.arange(6), np.zeros(6))
+    with pytest.raises(ValueError, match="all priorities are 0"):
+        replay.sample(4)
+
+
+def test_full_size_rows_cost_at_most_700_bytes() -> None:
+    replay = TokenReplay(200_000, 8)
+    assert replay.nbytes / 200_000 <= 700
+    assert replay.frame_shape == (21, 16)
+
+
+def test_a_writer_samplers_and_a_saver_at_once(tmp_path: Path) -> None:
+    replay = filled(10)
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def draw() -> None:
+        try:
+            while not done.is_set():
+                batch = replay.sample(32)
+                # Frames and actions of a row were written together.
+                assert (batch.state[:, -1, 0] % 100 == batch.action % 100).all()
+                replay.update_priorities(batch.index, np.ones(32))
+        except BaseException as error:  # handed to the main thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=draw) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for t in range(10, 2000):
+        add(replay, t % 100)
+        if t % 400 == 0:
+            replay.save(tmp_path / "snapshot")
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert len(TokenReplay.load(tmp_path / "snapshot")) == 80

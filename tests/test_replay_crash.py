@@ -1,0 +1,194 @@
+"""Kill -9, full disks and damaged files: what was committed is there, what is broken is named."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wmfast import TokenReplay
+
+ENVS, KEPT = 3, 50
+HERE = str(Path(__file__).parent)
+
+
+def make(path: str | Path | None) -> TokenReplay:
+    return TokenReplay(ENVS * KEPT, ENVS, frame_shape=(5,), vocab_size=65536, path=path)
+
+
+def add(replay: TokenReplay, t: int) -> None:
+    """Every token of a frame is the id of its row."""
+    ids = (np.arange(ENVS) + t * ENVS).astype(np.uint16)
+    ended = np.full(ENVS, t % 9 == 8)
+    replay.add(
+        np.repeat(ids[:, None], 5, axis=1), np.full(ENVS, t), np.ones(ENVS), ended, ended & False
+    )
+
+
+def write_store(path: str) -> None:
+    replay = make(path)
+    for t in range(1 << 14):
+        add(replay, t)
+        os.write(1, b"x")
+
+
+def write_snapshots(path: str) -> None:
+    replay = make(None)
+    for t in range(1 << 14):
+        add(replay, t)
+        replay.save(path)
+        os.write(1, b"x")
+
+
+def fill_the_disk(path: str) -> None:
+    replay = make(None)
+    add(replay, 0)
+    replay.save(path)
+    for t in range(1, 20):
+        add(replay, t)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))  # a file can't grow past this
+    report(lambda: replay.save(path))
+    report(lambda: make(path + "-store"))
+
+
+def report(attempt: Callable[[], object]) -> None:
+    try:
+        attempt()
+    except OSError as error:
+        print(error)
+
+
+def command(function: Callable[[str], None], path: Path) -> list[str]:
+    """The function of this module in a process of its own."""
+    code = f"import test_replay_crash as t; t.{function.__name__}({str(path)!r})"
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {HERE!r}); {code}"]
+
+
+def killed(function: Callable[[str], None], path: Path, seconds: float) -> int:
+    """Kills the function some time after its first sign of life; how many signs it gave."""
+    with subprocess.Popen(command(function, path), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        signs = len(os.read(process.stdout.fileno(), 1))
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        return signs + len(process.stdout.read())
+
+
+def check_rows(replay: TokenReplay) -> None:
+    batch = replay.sample(200)
+    assert (batch.state[:, -1] == batch.index[:, None]).all()
+    assert (batch.action == batch.index // ENVS).all()
+    assert (batch.next_state[:, -1] == batch.index[:, None] + ENVS).all()
+
+
+@pytest.mark.parametrize("run", range(8))
+def test_a_killed_writer_loses_at_most_the_step_under_way(tmp_path: Path, run: int) -> None:
+    path = tmp_path / "store"
+    reported = killed(write_store, path, 0.003 * run)
+    replay = make(path)
+    steps = replay.stats()["added"] // ENVS
+    assert steps in (reported, reported + 1)
+    assert len(replay) == min(steps, KEPT) * ENVS
+    for t in range(steps, steps + 5):
+        add(replay, t)
+    check_rows(replay)
+
+
+@pytest.mark.parametrize("run", range(7))
+def test_a_killed_save_leaves_the_old_or_the_new_snapshot(tmp_path: Path, run: int) -> None:
+    path = tmp_path / "snapshot"
+    reported = killed(write_snapshots, path, 0.003 * run)
+    replay = TokenReplay.load(path)
+    assert replay.stats()["added"] // ENVS in (reported, reported + 1)
+    if replay.stats()["drawable"]:
+        check_rows(replay)
+
+
+def small(**options) -> TokenReplay:
+    return TokenReplay(60, ENVS, frame_shape=(5,), **options)
+
+
+def add_some(replay: TokenReplay, steps: int = 10) -> None:
+    for t in range(steps):
+        frames = np.full((ENVS, 5), t, np.uint16)
+        no = np.zeros(ENVS, bool)
+        replay.add(frames, np.zeros(ENVS, int), np.zeros(ENVS), no, no)
+
+
+def test_a_full_disk_is_an_error_that_harms_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    result = subprocess.run(
+        command(fill_the_disk, path), capture_output=True, text=True, check=True
+    )
+    assert result.stdout.count("File too large") == 2
+    assert str(path) in result.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ["snapshot"]
+    assert len(TokenReplay.load(path)) == ENVS
+
+
+def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "snapshot"
+    replay = small()
+    add_some(replay, 60)
+    replay.save(path)
+    good = path.read_bytes()
+    for damaged in (
+        good[:-1],
+        good[: len(good) // 2],
+        b"",
+        good[:4300] + bytes([good[4300] ^ 4]) + good[4301:],
+        good[:40] + b"\xff" + good[41:],
+        b"something else altogether" * 1000,
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{path}: "):
+            TokenReplay.load(path)
+    path.write_bytes(good[:8] + b"\x07" + good[9:])
+    with pytest.raises(ValueError, match="format version 7, this program reads version 1"):
+        TokenReplay.load(path)
+    with pytest.raises(FileNotFoundError):
+        TokenReplay.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match="snapshot"):
+        replay.save(tmp_path / "no" / "such" / "snapshot")
+
+
+def test_damaged_and_foreign_stores_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    replay = small(path=path)
+    add_some(replay)
+    with pytest.raises(ValueError, match=f"{path}: is in use"):
+        small(path=path)
+    del replay
+    good = path.read_bytes()
+    with pytest.raises(ValueError, match=f"{path}: is a live store"):
+        TokenReplay.load(path)
+    for field, options in {
+        "vocab_size 512, asked for 32": {"vocab_size": 32},
+        "autoreset next_step, asked for same_step": {"autoreset": "same_step"},
+        "prioritized 1, asked for 0": {"prioritized": False},
+    }.items():
+        with pytest.raises(ValueError, match=f"{path}: the store has {field}"):
+            small(path=path, **options)
+    with pytest.raises(ValueError, match="the store has capacity 60, asked for 63"):
+        TokenReplay(63, ENVS, frame_shape=(5,), path=path)
+    # The first frame of env 1 lies 21 slots into the second page.
+    at = 4096 + 21 * 10
+    path.write_bytes(good[:at] + b"\x09" + good[at + 1 :])
+    with pytest.raises(ValueError, match=f"{path}: damaged row: env 1 step 0"):
+        small(path=path)
+    path.write_bytes(good[:-4096])
+    with pytest.raises(ValueError, match="bytes long, should be"):
+        small(path=path)
+    path.write_bytes(good)
+    replay = small(path=path, n_step=3, history=2, gamma=0.5)  # these may change
+    assert replay.sample(4).state.shape == (4, 2, 5)
+    replay.save(tmp_path / "snapshot")
+    assert TokenReplay.load(tmp_path / "snapshot").n_step == 3

@@ -1,0 +1,73 @@
+"""ReplaySampler: the same draws as TokenReplay, as tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from wmfast import TokenReplay
+from wmfast.replay import ReplaySampler
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def filled(n_step: int) -> TokenReplay:
+    replay = TokenReplay(400, 2, n_step=n_step, seed=1, frame_shape=(3, 4))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        replay.add(
+            rng.integers(0, 512, (2, 12), dtype=np.uint16),
+            rng.integers(0, 18, 2),
+            rng.normal(size=2),
+            rng.random(2) < 0.05,
+            rng.random(2) < 0.05,
+        )
+    return replay
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_transitions_are_those_of_the_buffer(device: str, n_step: int) -> None:
+    replay, twin = filled(n_step), filled(n_step)
+    sampler = ReplaySampler(replay, device)
+    for _ in range(4):  # staging memory is used in turn
+        batch, index = sampler.transitions(32, beta=0.5)
+        plain = twin.sample(32, beta=0.5)
+        assert batch.state_btk.dtype == batch.next_state_btk.dtype == torch.int64
+        assert batch.state_btk.is_contiguous()
+        assert batch.next_state_btk.is_contiguous()
+        for tensor, array in [
+            (batch.state_btk, plain.state),
+            (batch.action_b, plain.action),
+            (batch.reward_b, plain.reward),
+            (batch.next_state_btk, plain.next_state),
+            (batch.discount_b, plain.discount),
+            (batch.weight_b, plain.weight),
+        ]:
+            assert tensor.device.type == device
+            assert (tensor.cpu().numpy() == array).all()
+        assert (index == plain.index).all()
+        assert replay.update_priorities(index, np.ones(32)) == 32
+        twin.update_priorities(index, np.ones(32))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_segments_are_those_of_the_buffer(device: str) -> None:
+    replay, twin = filled(1), filled(1)
+    sampler = ReplaySampler(replay, device)
+    for length in (1, 5, 5):
+        segments = sampler.segments(16, length, recent=(50, 0.5))
+        plain = twin.sample_sequences(16, length, recent=(50, 0.5))
+        assert segments.tokens_bsk.dtype == torch.int64
+        for tensor, array in zip(segments, (plain[name] for name in plain), strict=True):
+            assert tensor.device.type == device
+            assert (tensor.cpu().numpy() == array).all()
+
+
+def test_a_drawn_batch_does_not_change_with_the_next_draw() -> None:
+    sampler = ReplaySampler(filled(1))
+    first, _ = sampler.transitions(8)
+    kept = [tensor.clone() for tensor in first]
+    sampler.transitions(8)
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
