@@ -68,7 +68,8 @@ def _gamma(n: int, unit_roundoff: float) -> float:
 
 def _operand_roundoff() -> float:
     """Unit roundoff of a float32 product's operands: not zero where the user allows bfloat16."""
-    return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
+    full = torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    return 0.0 if full else 2.0**-8
 
 
 def _nearest_code_cpu(x: Tensor, codebook: Tensor) -> Tensor:

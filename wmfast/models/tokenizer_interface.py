@@ -1,0 +1,53 @@
+"""What every tokenizer can do.
+
+Dimension legend: b batch, k tokens of a frame (336), v codes, d values of a code; frames are uint8
+(B, 84, 64, 3).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from wmfast.config import TokenizerConfig
+from wmfast.types import FRAME_HW, Metrics
+
+
+class Tokenizer(nn.Module, ABC):
+    """Frames to 21 x 16 tokens and back.
+
+    Attributes:
+        vocab_size: V, the number of codes.
+        codes: buffer, float32 (V, D): what a token stands for, in a space where distance means
+            something.
+        median: buffer, uint8 (84, 64, 3): the background. What differs from it weighs more in the
+            loss, by ``foreground_weight``.
+    """
+
+    codes: Tensor
+    median: Tensor
+
+    def __init__(self, config: TokenizerConfig, code_dim: int) -> None:
+        super().__init__()
+        self.vocab_size = config.codebook_size
+        self.foreground_weight = config.foreground_weight
+        self.register_buffer("codes", torch.zeros(self.vocab_size, code_dim))
+        self.register_buffer("median", torch.zeros(*FRAME_HW, 3, dtype=torch.uint8))
+
+    @abstractmethod
+    def initialise(self, frames_bhwc: Tensor, generator: torch.Generator) -> None:
+        """Set codes and background from uint8 (N, 84, 64, 3) frames; ``generator``: on the CPU."""
+
+    @abstractmethod
+    def encode(self, frames_bhwc: Tensor) -> Tensor:
+        """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336), row-major over 21 x 16."""
+
+    @abstractmethod
+    def decode(self, tokens_bk: Tensor) -> Tensor:
+        """Tokens, int64 (B, 336), to uint8 (B, 84, 64, 3)."""
+
+    @abstractmethod
+    def loss(self, frames_bhwc: Tensor) -> tuple[Tensor, Metrics]:
+        """Training loss on uint8 (B, 84, 64, 3) frames, and its metrics."""
