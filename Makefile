@@ -62,11 +62,11 @@ fmt: $(VENV)/.dev  ## Format everything
 # TSan's shadow memory collides with the address randomisation of some kernels.
 NO_ASLR := $(shell setarch -R true 2>/dev/null && echo setarch -R)
 comma := ,
-# $(1) name, $(2) sanitizers, $(3) wrapper
+# $(1) name, $(2) sanitizers, $(3) wrapper. The flags lack -DNDEBUG: asserts are on.
 define cpp_tests
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp-$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-		-DWMFAST_BUILD_PYTHON=OFF -DWMFAST_BUILD_TESTS=ON -DWMFAST_SANITIZE="$(2)"
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp-$(1)
+		-DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g" -DWMFAST_BUILD_PYTHON=OFF -DWMFAST_BUILD_TESTS=ON -DWMFAST_SANITIZE="$(2)"
+	PATH="$(abspath $(BIN)):$$PATH" MAKEFLAGS=--no-print-directory cmake --build build/cpp-$(1)
 	cd build/cpp-$(1) && PATH="$(abspath $(BIN)):$$PATH" $(3) ctest --output-on-failure --no-tests=error
 endef
 
