@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from wmfast import TokenReplay
 from wmfast.agent import DoubleDQN
 from wmfast.collect import Collector
-from wmfast.config import Config
+from wmfast.config import Config, Device
 from wmfast.envs import AtariEnvs
 from wmfast.metrics import Averager
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer, build_tokenizer
 from wmfast.models.world_model import build_world_model
-from wmfast.progress import Stopwatch
+from wmfast.stopwatch import Stopwatch
 from wmfast.replay import ReplaySampler
 from wmfast.step import Graphed, TrainStep
 
@@ -92,7 +92,7 @@ class Parts:
         return values
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: Device) -> torch.device:
     """The device that a configuration names. ValueError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: no CUDA device is visible here; allowed: auto, cpu")

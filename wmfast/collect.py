@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wmfast import TokenReplay
 from wmfast.envs import AtariEnvs, EnvStep, FinishedGame
-from wmfast.progress import Stopwatch
+from wmfast.stopwatch import Stopwatch
 from wmfast.token_history import Encode, Policy, TokenHistory
 
 
@@ -23,8 +23,16 @@ class RawStep(NamedTuple):
     result: EnvStep
 
 
-def collect_random(envs: AtariEnvs, env_steps: int, rng: np.random.Generator) -> list[RawStep]:
-    """At least `env_steps` random steps from freshly reset games, as pixels."""
+def collect_random(
+    envs: AtariEnvs,
+    env_steps: int,
+    rng: np.random.Generator,
+    on_step: Callable[[int], None] = lambda env_step: None,
+) -> list[RawStep]:
+    """At least `env_steps` random steps from freshly reset games, as pixels.
+
+    `on_step` is called with the env steps so far after each vector step.
+    """
     frames = envs.reset()
     steps: list[RawStep] = []
     while len(steps) * envs.num_envs < env_steps:
@@ -32,6 +40,7 @@ def collect_random(envs: AtariEnvs, env_steps: int, rng: np.random.Generator) ->
         result = envs.step(actions)
         steps.append(RawStep(frames, actions, result))
         frames = result.frames
+        on_step(len(steps) * envs.num_envs)
     return steps
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+Device = Literal["auto", "cpu", "cuda"]
 Preset = Literal["auto", "cpu", "v3", "v2", "atari100k", "smoke"]
 
 
@@ -171,7 +172,7 @@ class Config:
     """Env steps of the run, warm-up included."""
     seed: int = 0
     """Seed of every random stream."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where the networks run."""
     run_dir: Path | None = None
     """Run folder; `runs/<game>/<preset>-s<seed>-<utc>` unless given."""

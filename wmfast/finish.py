@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 
 from wmfast.build import Parts
+from wmfast.closing import Summary
 from wmfast.disk import one_line_errors, write_atomic
 from wmfast.evaluate import Evaluation, play
-from wmfast.fit import tokenizer_quality
 from wmfast.games import RANDOM_HUMAN
 from wmfast.gold import world_model_quality
 from wmfast.media import save_curves, save_dream_gif, save_reconstructions
 from wmfast.metrics import METRICS_FILE, MetricsLog, read_metrics
 from wmfast.model_file import save_model
-from wmfast.progress import Reporter, Summary
+from wmfast.models.tokenizer import tokenizer_quality
+from wmfast.progress import Reporter
 from wmfast.recording import Frames, Recording
 from wmfast.rundir import RunDir
 

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import cast, get_args
 
 from wmfast.build import pick_device
 from wmfast.checkpoint import latest_checkpoint
 from wmfast.closing import closing_table
-from wmfast.config import PRESETS, Config
+from wmfast.config import PRESETS, Config, Device
 from wmfast.errors import UserError
 from wmfast.games import game_name
 from wmfast.rundir import create_run, find_run, load_config, resume_run
@@ -34,10 +35,10 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     """
     first = _first_look(arguments)
     preset = first.preset
+    if preset not in ("auto", *PRESETS) or first.device not in get_args(Device):
+        read(Config())  # says what is allowed
     if preset == "auto":
         preset = "v3" if pick_device(first.device).type == "cuda" else "cpu"
-    if preset not in PRESETS:
-        read(Config())  # says what is allowed
     game = game_name(first.game)
     if first.resume:
         saved = load_config(first.run_dir or find_run(game, preset, first.seed))
@@ -47,7 +48,7 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     else:
         config = replace(read(replace(PRESETS[preset], game=game)), game=game, preset=preset)
         config = adopt_model_files(config)
-    config = replace(config, device=pick_device(config.device).type)
+    config = replace(config, device=cast(Device, pick_device(config.device).type))
     check(config)
     return config
 

@@ -9,10 +9,11 @@ from types import FrameType
 
 from wmfast.agent import epsilon, importance_exponent
 from wmfast.build import Parts, build
+from wmfast.closing import Summary
 from wmfast.config import Config
 from wmfast.finish import evaluate, finish
 from wmfast.metrics import MetricsLog
-from wmfast.progress import Reporter, Summary
+from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir
 from wmfast.warmup import prepare
@@ -45,7 +46,7 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
     save(parts, run)
     if every.mode == "staged":
         train_world_model_first(parts, log, reporter, stopped)
-    reporter.phase("training", total=config.steps, completed=counters.env_step)
+    reporter.phase("training", total=config.steps, completed=counters.env_step, unit="env steps")
     parts.last_row = counters.env_step, parts.wall_s()
     while counters.env_step < config.steps and not stopped():
         collect(parts)
@@ -54,7 +55,8 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
         for _ in range(due(parts, config.world_model.every) if every.mode == "frozen" else 0):
             train_world_model(parts)
         if due(parts, every.eval_every) and counters.env_step < config.steps:
-            evaluate(parts, log, reporter)
+            with reporter.aside("evaluating", total=1, unit="policy"):
+                evaluate(parts, log, reporter)
         if due(parts, every.log_every):
             reporter.update(log.log(*parts.position(), parts.measures()))
         if due(parts, every.checkpoint_every):

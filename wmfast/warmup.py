@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from wmfast.build import Parts
+from wmfast.build import Parts, bf16_wins
 from wmfast.collect import RawStep, collect_random
 from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
-from wmfast.fit import fit_tokenizer, tokenizer_quality
+from wmfast.fit import fit_tokenizer
 from wmfast.metrics import MetricsLog
 from wmfast.model_file import read_model
+from wmfast.models.tokenizer import tokenizer_quality
 from wmfast.progress import Reporter
 from wmfast.types import Metrics
 from wmfast.weights import load_weights
@@ -65,10 +66,14 @@ def prepare(parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Callable
     Raises KeyboardInterrupt when `stopped` asks for it: there is nothing to go on from yet.
     """
     config, counters = parts.config, parts.counters
-    reporter.phase("collecting", total=config.loop.warmup_steps)
+    reporter.phase("collecting", total=config.loop.warmup_steps, unit="env steps")
+
+    def on_step(env_step: int) -> None:
+        reporter.advance_to(env_step)
+        _interrupt_if(stopped)
+
     with parts.clock("env"):
-        warmup = collect_random(parts.envs, config.loop.warmup_steps, parts.rng)
-    _interrupt_if(stopped)
+        warmup = collect_random(parts.envs, config.loop.warmup_steps, parts.rng, on_step)
     load_model_files(parts)
     frames_seen, frames_held_out = split_frames(warmup)
     if config.vqvae is None:
@@ -126,6 +131,7 @@ def _fit(
         config,
         seed=parts.config.seed,
         device=parts.device,
+        autocast=bf16_wins(parts.tokenizer, parts.device),
         on_step=on_step,
     )
 

@@ -1,0 +1,111 @@
+"""Bad input: one clear line on stderr that names the value, exit status 2, nothing harmed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmfast.cli import main, main_train
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, train: bool = True) -> str:
+    """The one line that a refused command prints."""
+    with pytest.raises(SystemExit) as stop:
+        (main_train if train else main)([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert printed.err.count("\n") == 1, printed.err
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--game", "mspackman"], ["'mspackman'", "ms_pacman"]),
+        (["--steps", "-1"], ["--steps -1", "at least 1"]),
+        (["--steps", "0"], ["--steps 0", "at least 1"]),
+        (["--steps", "abc"], ["--steps", "'abc'"]),
+        (["--steps", "500"], ["--steps 500", "warm-up"]),
+        (["--seed", "-3"], ["--seed -3", "at least 0"]),
+        (["--seed", "x"], ["--seed", "'x'"]),
+        (["--preset", "gpu"], ["'gpu'", "'cpu'", "'v3'"]),
+        (["--device", "tpu"], ["'tpu'", "'cpu'", "'cuda'"]),
+        (["--stepz", "3"], ["--stepz"]),
+        (["--env.sticky", "1.5"], ["--env.sticky 1.5", "0..1"]),
+        (["--agent.kind", "mlp"], ["'mlp'", "'conv'"]),
+        (["--loop.mode", "full"], ["'full'", "'staged'", "'frozen'"]),
+        (["--vqvae", "absent.safetensors"], ["absent.safetensors"]),
+        (["--wm", "absent.safetensors"], ["absent.safetensors"]),
+        (["--resume"], ["resume"]),
+        (["--resume", "--run-dir", "absent"], ["absent"]),
+    ],
+)
+def test_bad_train_arguments(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refused(capsys, *arguments)
+    for word in words:
+        assert word in line
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "--device", "cuda")
+    assert "--device cuda" in line
+    assert "cpu" in line
+
+
+def test_files_that_are_no_models(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"\x93not a model" * 10)
+    assert "garbage.safetensors" in refused(capsys, "--vqvae", garbage)
+    assert "garbage.safetensors" in refused(capsys, "--wm", garbage)
+
+
+def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    assert "another run" in refused(capsys, "--preset", "smoke", "--run-dir", other)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("my only copy")
+    assert "foreign" in refused(capsys, "--preset", "smoke", "--run-dir", foreign)
+    assert (foreign / "thesis.tex").read_text() == "my only copy"
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "file" in refused(capsys, "--preset", "smoke", "--run-dir", file / "run")
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'fly'" in refused(capsys, "fly", train=False)
+    assert "absent" in refused(capsys, "eval", "--run-dir", "absent", train=False)
+    assert "absent" in refused(capsys, "dream", "--run-dir", "absent", train=False)
+    assert "--run-dir" in refused(capsys, "eval", train=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "train" in capsys.readouterr().out
+
+
+def test_help_shows_what_the_fields_say_without_torch() -> None:
+    code = (
+        "import sys; from wmfast.cli import main\n"
+        "try: main(['eval', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Probability of a random action" in done.stdout

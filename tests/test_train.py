@@ -1,0 +1,270 @@
+"""The main job on a real game, tiny: the whole run, resume, interruption, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from wmfast.build import Parts, build
+from wmfast.config import PRESETS, Config
+from wmfast.metrics import MetricsLog, read_metrics
+from wmfast.progress import Reporter
+from wmfast.resume import restore, save
+from wmfast.rundir import RunDir, create_run
+from wmfast.train import collect, train_agent, train_world_model
+from wmfast.warmup import prepare, split_frames
+
+SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
+
+
+def command(*arguments: object) -> list[str]:
+    code = "from wmfast.cli import main; main()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def wmfast(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished run, and what it printed."""
+    folder = tmp_path_factory.mktemp("train") / "run"
+    done = wmfast("train", "--game", "Breakout", "--preset", "smoke", "--run-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    config = replace(SMOKE, run_dir=tmp_path / "run")
+    with create_run(config, device="cpu", protocol={}, need_bytes=0) as opened:
+        yield opened
+
+
+def prepared(run: RunDir, config: Config = SMOKE) -> Parts:
+    parts = build(config)
+    with MetricsLog(run.path, resume_at=-1) as log, Reporter.create(1) as reporter:
+        prepare(parts, log, reporter, lambda: False)
+    return parts
+
+
+def test_a_run_ends_with_scores_pictures_models_and_metrics(finished: tuple[Path, str]) -> None:
+    folder, printed = finished
+    for words in ("greedy", "random play", "copy last frame", "PSNR", "Where the time went"):
+        assert words in printed
+    result = json.loads((folder / "result.json").read_text())
+    assert result["env_steps"] == SMOKE.steps
+    assert len(result["scores"]["greedy"]["scores"]) == SMOKE.loop.eval_episodes
+    assert result["scores"]["greedy"]["protocol"]["sticky"] == 0.0
+    assert f"{result['scores']['greedy']['mean']:.1f}" in printed
+    for name in ("reconstructions.png", "dream.gif", "curves.png"):
+        assert (folder / "media" / name).stat().st_size > 1000
+    for name in ("tokenizer", "world_model", "agent"):
+        assert (folder / "models" / f"{name}.safetensors").exists()
+
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert all({"env_step", "train_step", "wall_s"} <= row.keys() for row in rows)
+    keys = {key for row in rows for key in row}
+    assert {
+        "agent/train/loss",
+        "collect/epsilon",
+        "eval/greedy/return",
+        "speed/env_steps_per_s",
+        "tokenizer/heldout/psnr_moving",
+        "world_model/heldout/changed_accuracy",
+        "world_model/heldout/copy_accuracy",
+        "world_model/train/token_loss",
+    } <= keys
+    assert all(re.fullmatch(r"[a-z_]+(/[a-z0-9_.]+)+|env_step|train_step|wall_s", k) for k in keys)
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir())
+    assert steps == [400, 600]  # the newest two, the last of them at the end
+
+
+def test_eval_and_dream_use_a_finished_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = finished
+    out = tmp_path / "result.json"
+    done = wmfast("eval", "--run-dir", folder, "--episodes", 3, "--json", out)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(out.read_text())["scores"]) == 3
+    gif = tmp_path / "dream.gif"
+    done = wmfast("dream", "--run-dir", folder, "--out", gif, "--steps", 8, "--start", 5)
+    assert done.returncode == 0, done.stderr
+    assert gif.read_bytes()[:3] == b"GIF"
+
+
+def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = finished
+    models = folder / "models"
+    arguments = ["train", "--game", "breakout", "--preset", "smoke", "--steps", 300]
+    arguments += ["--run-dir", tmp_path / "run", "--vqvae", models / "tokenizer.safetensors"]
+    done = wmfast(*arguments, "--wm", models / "world_model.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "fitting the tokenizer" not in done.stdout.split("breakout, preset")[0]
+
+    swapped = wmfast(*arguments[:-1], models / "agent.safetensors")
+    assert swapped.returncode == 2
+    assert swapped.stderr.count("\n") == 1
+    assert "holds a agent" in swapped.stderr or "holds an agent" in swapped.stderr
+
+
+def weights(parts: Parts) -> dict[str, torch.Tensor]:
+    modules = {"agent": parts.agent, "world_model": parts.world_model}
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def train_on(parts: Parts, updates: int) -> dict[str, torch.Tensor]:
+    for _ in range(updates):
+        train_agent(parts)
+        train_world_model(parts)
+    return weights(parts)
+
+
+def test_training_after_a_resume_equals_the_uninterrupted_run_bit_for_bit(run: RunDir) -> None:
+    parts = prepared(run)
+    for _ in range(10):
+        collect(parts)
+        train_agent(parts)
+        train_world_model(parts)
+    save(parts, run)
+    at_save = weights(parts)
+    straight = train_on(parts, 5)
+    parts.envs.close()
+
+    torch.manual_seed(12345)  # nothing may depend on what this process drew before
+    resumed = restore(run, SMOKE)
+    assert resumed is not None
+    assert resumed.counters.env_step == parts.counters.env_step
+    assert len(resumed.replay) == len(parts.replay)
+    assert all(value.equal(at_save[name]) for name, value in weights(resumed).items())
+    after = train_on(resumed, 5)
+    assert after.keys() == straight.keys()
+    assert any(not value.equal(at_save[name]) for name, value in after.items())
+    for name, value in after.items():
+        assert value.equal(straight[name]), name
+
+    before = len(resumed.replay)
+    for _ in range(3):  # and it goes on collecting, in new games
+        collect(resumed)
+    assert len(resumed.replay) == before + 3 * SMOKE.env.num_envs
+    resumed.envs.close()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    def final(seed: int) -> dict[str, torch.Tensor]:
+        config = replace(SMOKE, seed=seed, run_dir=tmp_path / f"{time.monotonic_ns()}")
+        with create_run(config, device="cpu", protocol={}, need_bytes=0) as opened:
+            parts = prepared(opened, config)
+        for _ in range(6):
+            collect(parts)
+            train_agent(parts)
+        parts.envs.close()
+        return weights(parts)
+
+    one, again, other = final(1), final(1), final(2)
+    assert all(value.equal(again[name]) for name, value in one.items())
+    assert any(not value.equal(other[name]) for name, value in one.items())
+
+
+def test_what_the_replay_holds_is_what_the_games_showed(run: RunDir) -> None:
+    """Each env's stream, tokenised again from the games' own frames, in the replay's rows."""
+    parts = prepared(run)
+    rows = parts.sampler.segments(64, 1)
+    assert int(rows.tokens_bsk.max()) < SMOKE.tokenizer.codebook_size
+    # a history's newest frame and its successor come from one game: most of the picture agrees
+    same = (rows.tokens_bsk[:, 3] == rows.tokens_bsk[:, 4]).float().mean(dim=1)
+    assert same.min() > 0.5
+    assert parts.counters.env_step == len(parts.replay) == SMOKE.loop.warmup_steps
+    parts.envs.close()
+
+
+def test_held_out_frames_are_of_a_game_that_the_fit_never_sees(run: RunDir) -> None:
+    from wmfast.collect import collect_random
+
+    parts = build(SMOKE)
+    warmup = collect_random(parts.envs, 40, parts.rng)
+    parts.envs.close()
+    seen, held_out = split_frames(warmup)
+    assert len(seen) == 10 * 3
+    assert len(held_out) == 10
+    for step, raw in enumerate(warmup):
+        assert (seen[3 * step : 3 * step + 3] == raw.frames[:3]).all()
+        assert (held_out[step] == raw.frames[3]).all()
+
+
+def test_staged_trains_the_world_model_before_the_agent(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = wmfast("train", "--game", "pong", "--preset", "smoke", "--run-dir", folder, "--steps",
+                  320, "--loop.mode", "staged")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert done.stdout.index("training the world model") < done.stdout.index("training:")
+    state = json.loads((folder / "checkpoints" / "320" / "state.json").read_text())["state"]
+    assert state["counters"]["world_model_updates"] == (320 - 200) // SMOKE.world_model.every
+    assert state["counters"]["agent_updates"] == (320 - 200) // SMOKE.agent.every
+    assert not any("world_model/train/loss" in row and row["env_step"] > 200 for row in rows)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_from_its_checkpoint(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", "--game", "breakout", "--preset", "smoke", "--run-dir", folder]
+    process = subprocess.Popen(
+        command(*arguments, "--steps", 100_000), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoints" / "400").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 0, err
+        assert b"--resume" in out
+        assert b"Traceback" not in err
+    steps = [int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()]
+    reached = max(steps)
+    assert reached >= 400
+
+    done = wmfast(*arguments, "--resume", "--steps", reached + 100)
+    assert done.returncode == 0, done.stderr
+    assert "each game begins anew" in done.stdout
+    rows = read_metrics(folder / "metrics.jsonl")
+    trained = [row["env_step"] for row in rows if "agent/train/loss" in row]
+    assert trained == sorted(set(trained))  # no row twice
+    assert json.loads((folder / "result.json").read_text())["env_steps"] == reached + 100
+
+
+def test_stopping_before_the_first_checkpoint_says_so_and_harms_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", "--game", "breakout", "--preset", "smoke", "--run-dir", folder]
+    slow = ["--tokenizer.train-steps", 100_000]
+    process = subprocess.Popen(
+        command(*arguments, *slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "fitting" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "nothing to go on from" in out
+    assert "Traceback" not in err
