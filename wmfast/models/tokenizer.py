@@ -15,6 +15,7 @@ from wmfast.config import TokenizerConfig
 from wmfast.models.foreground import moving_pixels
 from wmfast.models.patch_tokenizer import PatchTokenizer
 from wmfast.models.tokenizer_interface import Tokenizer
+from wmfast.models.vqvae import VQVAE
 
 __all__ = ["Tokenizer", "build_tokenizer", "tokenizer_quality"]
 
@@ -24,9 +25,7 @@ _BATCH = 64
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that ``config.kind`` names, with random weights and no codes yet."""
-    if config.kind == "patch":
-        return PatchTokenizer(config)
-    raise ValueError(f"kind = {config.kind!r}: allowed are patch and vqvae")
+    return PatchTokenizer(config) if config.kind == "patch" else VQVAE(config)
 
 
 @torch.no_grad()
