@@ -113,7 +113,7 @@ def train_world_model_first(
             return
         train_world_model(parts)
         reporter.advance_to(update + 1)
-        if (update + 1) % _UPDATES_A_ROW == 0:
+        if (update + 1) % _UPDATES_A_ROW == 0 or update + 1 == updates:
             reporter.update(log.log(*parts.position(), parts.measures()))
 
 
