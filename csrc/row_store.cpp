@@ -164,10 +164,6 @@ void RowStore::put_final(std::size_t row, const std::uint16_t* tokens) {
   final_of_[row] = index + 1;
 }
 
-void RowStore::no_final(std::size_t row) {
-  if (final_of_ != nullptr) final_of_[row] = 0;
-}
-
 void RowStore::free_final(std::size_t row) {
   const std::optional<std::uint32_t> index = final_of(row);
   if (!index) return;

@@ -200,7 +200,6 @@ void TokenReplay::write_row(const StepInput& step, std::uint64_t env, bool after
     if (goes_on) since = one_more(store_.since(last));
   }
   std::uint8_t bits = is_final ? row_bits::kFinal : 0;
-  store_.no_final(row);
   if (!is_final) {
     if (step.terminated[env]) bits |= row_bits::kTerminated;
     if (step.truncated[env]) bits |= row_bits::kTruncated;

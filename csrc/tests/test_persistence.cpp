@@ -58,6 +58,22 @@ void a_loaded_snapshot_goes_on_alike(const fs::path& folder, bool same_step, int
   CHECK(!fs::exists(folder / "snapshot.tmp"));
 }
 
+// Short episodes, saved and loaded at every step: freed final frames are used again.
+void final_frames_are_recycled(const fs::path& folder) {
+  auto replay = std::make_unique<wmfast::TokenReplay>(options_with(true));
+  wmfast::RngState rng = wmfast::seed_rng(8);
+  std::uintmax_t full = 0;
+  for (int t = 0; t < 60; ++t) {
+    OwnedStep step = random_step(rng, kEnvs, kTokens, 512, 0.0);
+    step.truncated.assign(kEnvs, 1);
+    replay->add(step.view(true));
+    replay->save(folder / "snapshot");
+    replay = wmfast::TokenReplay::load(folder / "snapshot");
+    if (t == 20) full = fs::file_size(folder / "snapshot");
+  }
+  CHECK(fs::file_size(folder / "snapshot") == full);
+}
+
 std::vector<char> contents(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(file), {}};
@@ -192,6 +208,7 @@ int main() {
       a_store_goes_on_where_it_was(folder, same_step, before);
     }
   }
+  final_frames_are_recycled(folder);
   every_damaged_byte_of_a_snapshot_is_noticed(folder);
   damage_of_a_store_is_noticed(folder);
   for (unsigned run = 0; run < 15; ++run) a_killed_writer_loses_at_most_one_step(folder, 300 * run);

@@ -144,9 +144,9 @@ class RowStore {
 
   // Makes room for `count` more final frames, so that the next `count` put_final don't fail.
   void reserve_finals(std::size_t count);
-  void put_final(std::size_t row, const std::uint16_t* tokens);  // copies K tokens
-  void no_final(std::size_t row);                                // the row has none
-  void free_final(std::size_t row);                              // its frame may be reused
+  void put_final(std::size_t row,
+                 const std::uint16_t* tokens);  // copies K tokens; the row has none yet
+  void free_final(std::size_t row);             // its frame, if any, may be used again
 
   // File only: computes the checksum of a row just written as step `step`. Otherwise nothing.
   void seal(std::size_t row, std::uint64_t step);
