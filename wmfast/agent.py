@@ -39,7 +39,8 @@ class DoubleDQN(nn.Module):
             best_b = self.online(batch.next_state_btk).argmax(dim=1)
             next_ba = self.target(batch.next_state_btk)
             next_b = next_ba.gather(1, best_b[:, None]).squeeze(1)
-            return batch.reward_b + batch.discount_b * next_b
+            target_b: Tensor = batch.reward_b + batch.discount_b * next_b
+        return target_b
 
     def loss(self, batch: Transitions) -> tuple[Tensor, Metrics]:
         """Weighted Huber loss of the TD error; ``metrics["priority"]`` (B,) is its size."""
