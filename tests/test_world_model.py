@@ -113,6 +113,37 @@ def test_every_parameter_gets_a_gradient(name):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_autocast_changes_the_loss_little(name):
+    model, batch = build(name), segments()
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.append(model.loss(batch)[0])
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.03, atol=0)
+
+
+def test_conv_events_read_the_features_without_shaping_them():
+    model, batch = build("conv").train(), segments(8)
+    prediction = model(batch.tokens_bsk[:, :4], batch.action_bs[:, 0])
+    (prediction.done_logit_b.sum() + prediction.reward_magnitude_b.sum()).backward()
+    trained = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"event", "reward_done"}
+
+
+def test_conv_predicts_chosen_cells_as_it_predicts_all():
+    model, batch = build("conv"), segments(2)
+    history_btk, action_b = batch.tokens_bsk[:, :4], batch.action_bs[:, 0]
+    cell_m = torch.tensor([0, 335, 336, 500])
+    chosen, everywhere = model(history_btk, action_b, cell_m), model(history_btk, action_b)
+    torch.testing.assert_close(chosen.logits_bkv, everywhere.logits_bkv.flatten(0, 1)[cell_m])
+    torch.testing.assert_close(chosen.copy_logit_bk, everywhere.copy_logit_bk.flatten()[cell_m])
+    assert torch.equal(chosen.last_bk, history_btk[:, -1].flatten()[cell_m])
+    assert torch.equal(chosen.tokens(), everywhere.tokens().flatten()[cell_m])
+
+
 @pytest.mark.parametrize("name", ["tubelet", "conv"])
 def test_overfits_one_batch(name):
     torch.manual_seed(0)

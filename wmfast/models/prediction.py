@@ -82,7 +82,7 @@ class Prediction(NamedTuple):
         return self.token_logits().argmax(-1)
 
     def reward(self) -> Tensor | None:
-        """Expected sign times magnitude in score points, float32 (B,); None without the head."""
+        """Likeliest sign times magnitude, in score points, float32 (B,); None without the head."""
         if self.reward_sign_logits_bc is None or self.reward_magnitude_b is None:
             return None
         sign_b = self.reward_sign_logits_bc.argmax(-1) - 1
