@@ -2,7 +2,8 @@
 
 Encoding is one nearest-code search per patch, so a token depends on its own 16 pixels only and
 never goes stale: the codes are found once, by k-means over the distinct patches of a warm-up
-collection (weight = count^0.5, or the background would take every code), and stay. Decoding pastes
+collection, each weighted by its count, and stay. (Measured on MsPacman, held out: powers of the
+count below 1 and extra weight on moving patches both lose, on moving pixels too.) Decoding pastes
 the codes and adds a learned residual, which starts at zero.
 
 Dimension legend: b batch, k tokens of a frame (21 * 16), v codes, p values of a patch
@@ -24,9 +25,8 @@ from wmfast.types import FRAME_HW, GRID_HW, TOKENS_PER_FRAME, Metrics
 
 PATCH = FRAME_HW[0] // GRID_HW[0]  # pixels a side
 PATCH_DIM = PATCH * PATCH * 3
-_KMEANS_ROUNDS = 20
+_KMEANS_ROUNDS = 15
 _KMEANS_POINTS = 1 << 16  # distinct patches at most, the frequent ones first
-_COUNT_EXPONENT = 0.5
 
 
 def to_patches(frames_bhwc: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class PatchTokenizer(Tokenizer):
         self.median.copy_(median_frame(frames_bhwc))
         patches_np, count_n = distinct_patches(frames_bhwc)
         points_np = patches_np[:_KMEANS_POINTS].float()
-        weight_n = count_n[:_KMEANS_POINTS].float() ** _COUNT_EXPONENT
+        weight_n = count_n[:_KMEANS_POINTS].float()
         codes_vp = kmeans(points_np, weight_n, self.vocab_size, generator, rounds=_KMEANS_ROUNDS)
         self.codes.copy_(codes_vp.round() / 255)
 
