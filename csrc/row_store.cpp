@@ -173,7 +173,7 @@ void RowStore::free_final(std::size_t row) {
 
 std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step) const {
   Checksum sum;
-  sum.add_word(step);
+  sum.add_word(step);  // a page that never reached the disk may hold a sound row of the last lap
   sum.add_word(static_cast<std::uint32_t>(actions_[row]));
   sum.add_word(std::bit_cast<std::uint32_t>(rewards_[row]));
   sum.add_word(since_[row]);
@@ -230,7 +230,8 @@ void RowStore::rebuild_free_finals() {
     for (std::uint64_t step = oldest; step < steps; ++step) {
       if (const auto index = final_of(row(env, slot_of(step)))) taken[*index] = true;
     }
-    final_of_[row(env, slot_of(steps))] = 0;  // the spare row
+    // The spare row: a killed process may have been writing it.
+    final_of_[row(env, slot_of(steps))] = 0;
   }
   free_finals_.clear();
   for (std::uint32_t index = 0; index < taken.size(); ++index) {

@@ -168,9 +168,8 @@ void TokenReplay::add(const StepInput& step) {
     store_.reserve_finals(ended);  // the last thing that can fail
   }
   const std::uint64_t now = store_.header().steps;
-  const bool after_cut = store_.header().cut_at == now && now > 0;
-  if (after_cut) apply_cut();
-  for (std::size_t env = 0; env < envs_; ++env) write_row(step, env, after_cut);
+  if (store_.header().cut_at == now && now > 0) apply_cut();
+  for (std::size_t env = 0; env < envs_; ++env) write_row(step, env);
   const std::uint64_t was_oldest = oldest();
   store_.commit();
 
@@ -187,12 +186,12 @@ void TokenReplay::add(const StepInput& step) {
   flush_changes();
 }
 
-void TokenReplay::write_row(const StepInput& step, std::uint64_t env, bool after_cut) {
+void TokenReplay::write_row(const StepInput& step, std::uint64_t env) {
   const std::uint64_t now = store_.header().steps;
   const std::size_t row = row_at(env, now);
   std::uint8_t since = 0;
   bool is_final = false;
-  if (now > 0 && !after_cut) {
+  if (now > 0) {
     const std::size_t last = row_at(env, now - 1);
     const bool ended = (store_.bits(last) & row_bits::kEnded) != 0;
     is_final = ended && options_.autoreset == Autoreset::kNextStep;

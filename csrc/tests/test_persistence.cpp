@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kEnvs = 2;
 constexpr std::size_t kTokens = 3;
+constexpr std::size_t kPage = 4096;  // of a store: one section a page at this size
 
 wmfast::ReplayOptions options_with(bool same_step, const fs::path& path = {}) {
   return {.capacity = 24,
@@ -135,8 +136,7 @@ void damage_of_a_store_is_noticed(const fs::path& folder) {
   }
   const std::vector<char> good = contents(path);
   const auto open = [&] { const wmfast::TokenReplay replay(options_with(true, path)); };
-  // One section a page: frames, actions, rewards, marks, since; 12 of 13 slots are committed.
-  constexpr std::size_t kPage = 4096;
+  // frames, actions, rewards, marks, since; 12 of 13 slots are committed.
   const std::size_t row_bytes[] = {2 * kTokens, 4, 4, 2, 1};
   for (std::size_t section = 0; section < 5; ++section) {
     for (std::size_t byte = 0; byte < 12 * row_bytes[section]; ++byte) {
@@ -159,6 +159,50 @@ void damage_of_a_store_is_noticed(const fs::path& folder) {
   other.vocab_size = 32;
   CHECK(contains(message_of<std::invalid_argument>([&] { const wmfast::TokenReplay r(other); }),
                  "vocab_size 512, asked for 32"));
+}
+
+// Whatever a killed process had written into the spare rows does not count.
+void a_row_under_way_leaves_nothing(const fs::path& folder) {
+  const fs::path path = folder / "store";
+  constexpr int kBefore = 20;
+  fs::remove(path);
+  wmfast::TokenReplay twin(options_with(true));
+  live(twin, wmfast::seed_rng(1), kBefore, true);
+  {
+    wmfast::TokenReplay replay(options_with(true, path));
+    live(replay, wmfast::seed_rng(1), kBefore, true);
+  }
+  std::vector<char> data = contents(path);
+  const std::size_t row_bytes[] = {2 * kTokens, 4, 4, 2, 1, 4};
+  for (std::size_t section = 0; section < 6; ++section) {
+    for (std::size_t env = 0; env < kEnvs; ++env) {
+      const std::size_t spare = env * 13 + kBefore % 13;
+      for (std::size_t byte = 0; byte < row_bytes[section]; ++byte) {
+        data[(1 + section) * kPage + spare * row_bytes[section] + byte] = byte == 0 ? 1 : 0;
+      }
+    }
+  }
+  put_contents(path, data);
+  wmfast::TokenReplay replay(options_with(true, path));
+  CHECK(live(replay, wmfast::seed_rng(2), 40, true) == live(twin, wmfast::seed_rng(2), 40, true));
+}
+
+// As after a power failure: some pages are those of a while ago, each row sound in itself.
+void rows_of_an_earlier_lap_are_noticed(const fs::path& folder) {
+  const fs::path path = folder / "store";
+  fs::remove(path);
+  const auto run = [&](int steps) {
+    wmfast::TokenReplay replay(options_with(false, path));
+    live(replay, wmfast::seed_rng(1), steps, false);
+    return contents(path);
+  };
+  const std::vector<char> earlier = run(20);
+  std::vector<char> now = run(20);
+  std::copy(earlier.begin() + kPage, earlier.end(), now.begin() + kPage);
+  put_contents(path, now);
+  CHECK(contains(message_of<wmfast::DamagedFile>(
+                     [&] { const wmfast::TokenReplay replay(options_with(false, path)); }),
+                 "damaged row"));
 }
 
 // The child adds steps and reports each that returned; the parent kills it at some moment.
@@ -211,6 +255,8 @@ int main() {
   final_frames_are_recycled(folder);
   every_damaged_byte_of_a_snapshot_is_noticed(folder);
   damage_of_a_store_is_noticed(folder);
+  a_row_under_way_leaves_nothing(folder);
+  rows_of_an_earlier_lap_are_noticed(folder);
   for (unsigned run = 0; run < 15; ++run) a_killed_writer_loses_at_most_one_step(folder, 300 * run);
   fs::remove_all(folder);
   return 0;

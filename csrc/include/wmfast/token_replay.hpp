@@ -161,7 +161,7 @@ class TokenReplay {
   std::size_t row_at(std::uint64_t env, std::uint64_t step) const;
   std::size_t leaf_at(std::uint64_t env, std::uint64_t step) const;
   void require_step(const StepInput& step) const;
-  void write_row(const StepInput& step, std::uint64_t env, bool after_cut);
+  void write_row(const StepInput& step, std::uint64_t env);
   void apply_cut();
   void recheck(std::uint64_t env, std::uint64_t step);
   void flush_changes();
