@@ -1,5 +1,11 @@
-"""Kernels behind one door: exact nearest codes and attention with FiLM queries."""
+"""Kernels behind one door: exact nearest codes, and attention with FiLM queries."""
 
+from wmfast.kernels.film_attention import film_attention, film_attention_reference
 from wmfast.kernels.nearest_code import nearest_code, nearest_code_reference
 
-__all__ = ["nearest_code", "nearest_code_reference"]
+__all__ = [
+    "film_attention",
+    "film_attention_reference",
+    "nearest_code",
+    "nearest_code_reference",
+]

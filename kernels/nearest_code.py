@@ -58,7 +58,7 @@ def nearest_code(x: Tensor, codebook: Tensor, *, out_dtype: torch.dtype = torch.
         raise TypeError(
             f"x is {x.dtype}, codebook {codebook.dtype}: allowed are float32, bfloat16 and float16"
         )
-    index = torch.ops.wmfast.nearest_code(x, codebook)
+    index: Tensor = torch.ops.wmfast.nearest_code(x, codebook)
     return index if out_dtype == torch.int64 else index.to(out_dtype)
 
 
@@ -68,8 +68,8 @@ def _gamma(n: int, unit_roundoff: float) -> float:
 
 def _operand_roundoff() -> float:
     """Unit roundoff of a float32 product's operands: not zero where the user allows bfloat16."""
-    full = torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
-    return 0.0 if full else 2.0**-8
+    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return 0.0 if precision in ("none", "ieee") else 2.0**-8
 
 
 def _nearest_code_cpu(x: Tensor, codebook: Tensor) -> Tensor:
