@@ -4,8 +4,8 @@
     pytest bench/bench_nearest_code.py --benchmark-disable   # answers only, as CI runs it
 
 Every rival must give the answer of ``nearest_code_reference`` before it is timed. Shapes: 8 frames
-of an actor (patch codes), 8 frames of a VQ-VAE, and a training batch of 32. On a machine that others
-use too, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
+of an actor (patch codes), 8 frames of a VQ-VAE, and a training batch of 32. On a machine that
+others use too, OMP_NUM_THREADS=1 keeps the threads from waiting for each other.
 """
 
 from __future__ import annotations

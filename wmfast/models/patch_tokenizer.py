@@ -51,13 +51,13 @@ def colour_metric(patches: Tensor) -> Tensor:
 
     6 rgb - (r + g + b): three times the grey part of a pixel plus six times the rest.
     """
-    pixels = patches.float().view(*patches.shape[:-1], -1, 3)
+    pixels = patches.float().view(*patches.shape[:-1], patches.shape[-1] // 3, 3)
     return (6 * pixels - pixels.sum(-1, keepdim=True)).flatten(-2)
 
 
 def from_colour_metric(points: Tensor) -> Tensor:
     """The RGB patches that ``colour_metric`` takes to float32 (..., 48)."""
-    pixels = points.view(*points.shape[:-1], -1, 3)
+    pixels = points.view(*points.shape[:-1], points.shape[-1] // 3, 3)
     return ((pixels + pixels.sum(-1, keepdim=True) / 3) / 6).flatten(-2)
 
 
