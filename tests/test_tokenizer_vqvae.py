@@ -204,7 +204,7 @@ def test_kmeans_start_puts_the_codes_among_the_latents() -> None:
     torch.manual_seed(0)
     random = VQVAE(TINY).eval()
     with torch.no_grad():
-        assert ready().eval()(images).commitment < 0.1 * random(images).commitment
+        assert ready().eval()(images).commitment < 0.4 * random(images).commitment
 
 
 def test_foreground_weight_in_the_loss_by_hand() -> None:
