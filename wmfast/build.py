@@ -20,11 +20,11 @@ from wmfast.config import Config, Device
 from wmfast.envs import AtariEnvs
 from wmfast.metrics import Averager
 from wmfast.models.prediction import WorldModel
-from wmfast.models.tokenizer import Tokenizer, build_tokenizer
+from wmfast.models.tokenizer import StreamEncoder, Tokenizer, build_tokenizer
 from wmfast.models.world_model import build_world_model
-from wmfast.stopwatch import Stopwatch
 from wmfast.replay import ReplaySampler
 from wmfast.step import Graphed, TrainStep
+from wmfast.stopwatch import Stopwatch
 
 RECENT_GAMES = 20
 
@@ -148,7 +148,10 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
     agent = DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=envs.num_actions).to(device)
 
     act = Graphed(_autocast(agent.act, agent, device), device)
-    encode = _autocast(tokenizer.encode, tokenizer, device)
+
+    def encoder() -> Callable[[Tensor], Tensor]:
+        return _autocast(StreamEncoder(tokenizer), tokenizer, device)
+
     rng = np.random.default_rng(config.seed)
     clock = Stopwatch()
     return Parts(
@@ -160,7 +163,7 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
         agent=agent,
         replay=replay,
         sampler=ReplaySampler(replay, device),
-        collector=Collector(envs, replay, encode, act, device=device, rng=rng, clock=clock),
+        collector=Collector(envs, replay, encoder(), act, device=device, rng=rng, clock=clock),
         agent_step=TrainStep(
             agent,
             agent.loss,
@@ -177,7 +180,7 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
             grad_clip=config.world_model.grad_clip,
             autocast=bf16_wins(world_model, device),
         ),
-        encode=encode,
+        encode=encoder(),
         act=act,
         rng=rng,
         clock=clock,

@@ -48,7 +48,7 @@ class TokenizerConfig:
     dead_code_threshold: float = 0.01
     """vqvae: a code used less than this fraction of an even share is reset from live outputs."""
     foreground_weight: float = 10.0
-    """Extra weight of pixels that differ from the median frame; 0 is a plain L1 loss."""
+    """Extra weight of pixels that differ from the median frame; 0: all pixels count the same."""
     train_steps: int = 5000
     """Training steps before the tokenizer is frozen."""
     batch_size: int = 32
@@ -83,6 +83,8 @@ class WorldModelConfig:
     """Segments a training step."""
     learning_rate: float = 5e-4
     """AdamW learning rate."""
+    warmup_updates: int = 50
+    """Updates over which the learning rate rises linearly from zero."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
     grad_clip: float = 1.0
@@ -189,9 +191,17 @@ class Config:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-_CPU_TOKENIZER = TokenizerConfig(kind="patch", channels=32, residual_blocks=2, train_steps=600)
+_CPU_TOKENIZER = TokenizerConfig(
+    kind="patch", channels=32, residual_blocks=1, train_steps=300, learning_rate=6e-3
+)
 _CPU_WORLD_MODEL = WorldModelConfig(
-    kind="conv", d_model=64, layers=3, copy_gate=True, every=128, learning_rate=1e-3
+    kind="conv",
+    d_model=64,
+    layers=2,
+    copy_gate=True,
+    batch_size=32,
+    learning_rate=5e-3,
+    every=128,
 )
 
 PRESETS: dict[str, Config] = {
@@ -203,7 +213,7 @@ PRESETS: dict[str, Config] = {
         world_model=_CPU_WORLD_MODEL,
         agent=AgentConfig(
             kind="conv",
-            d_model=64,
+            d_model=32,
             n_step=3,
             tau=0.005,
             learning_rate=3e-4,

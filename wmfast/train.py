@@ -94,6 +94,8 @@ def train_world_model(parts: Parts) -> None:
     """One update on segments of which a fraction is drawn from the newest env steps."""
     config = parts.config.world_model
     with parts.clock("world_model"):
+        rise = (parts.counters.world_model_updates + 1) / max(1, config.warmup_updates)
+        parts.world_model_step.set_learning_rate(config.learning_rate * min(1.0, rise))
         recent = (config.recent_steps, config.recent_fraction)
         batch = parts.sampler.segments(config.batch_size, 1, recent=recent)
         parts.averager.add("world_model/train", parts.world_model_step(batch))

@@ -26,6 +26,7 @@ from wmfast.models.prediction import (
     one_step,
     token_loss,
 )
+from wmfast.models.token_embedding import TokenEmbedding
 from wmfast.models.transformer import SpatialPosition
 from wmfast.types import GRID_HW, HISTORY, TOKENS_PER_FRAME, Metrics, Segments
 
@@ -55,7 +56,7 @@ class ConvWorldModel(WorldModel):
         c = config.d_model
         self.done_weight = config.done_weight
         embed_dim = max(1, c // HISTORY)
-        self.token = nn.Embedding(vocab_size, embed_dim)
+        self.token = TokenEmbedding(vocab_size, embed_dim)
         self.stem = nn.Linear(HISTORY * embed_dim, c)
         self.position = SpatialPosition(c)
         self.action_film = nn.Embedding(num_actions, 2 * c)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmfast.config import AgentConfig
+from wmfast.models.token_embedding import TokenEmbedding
 from wmfast.models.transformer import Encoder, TubeletEmbedding
 from wmfast.types import GRID_HW, HISTORY
 
@@ -57,7 +58,7 @@ class ConvQNetwork(nn.Module):
     def __init__(self, config: AgentConfig, *, vocab_size: int, num_actions: int) -> None:
         super().__init__()
         c, (h, w) = config.d_model, GRID_HW
-        self.embedding = nn.Embedding(vocab_size, config.embed_dim)
+        self.embedding = TokenEmbedding(vocab_size, config.embed_dim)
         self.conv = nn.Sequential(
             nn.Conv2d(HISTORY * config.embed_dim, c, kernel_size=4, stride=2, padding=1),
             nn.ReLU(),
@@ -65,16 +66,14 @@ class ConvQNetwork(nn.Module):
             nn.ReLU(),
         )
         self.head = DuelingHead(c * (h // 2) * (w // 2), 128, num_actions)
+        self.to(memory_format=torch.channels_last)  # the fastest layout on a CPU
 
     def forward(self, history_btk: Tensor) -> Tensor:
         """Token histories int64 (B, 4, 336) to action values float32 (B, A)."""
-        x_btke = self.embedding(history_btk)
-        b, t, _, e = x_btke.shape
-        h, w = GRID_HW
-        # (B, T, h, w, E) -> (B, T * E, h, w), laid out channels last for the CPU's convolutions
-        x_bchw = x_btke.view(b, t, h, w, e).permute(0, 1, 4, 2, 3).reshape(b, t * e, h, w)
-        x_bchw = self.conv(x_bchw.contiguous(memory_format=torch.channels_last))
-        q_ba: Tensor = self.head(x_bchw.flatten(1))
+        x_bkte = self.embedding(history_btk.transpose(1, 2))
+        # (B, K, T, E) is (B, h, w, T * E): channels last, without a copy
+        x_bchw = x_bkte.view(len(x_bkte), *GRID_HW, -1).permute(0, 3, 1, 2)
+        q_ba: Tensor = self.head(self.conv(x_bchw).flatten(1))
         return q_ba
 
 

@@ -17,7 +17,7 @@ from wmfast.models.patch_tokenizer import PatchTokenizer
 from wmfast.models.tokenizer_interface import Tokenizer
 from wmfast.models.vqvae import VQVAE
 
-__all__ = ["Tokenizer", "build_tokenizer", "tokenizer_quality"]
+__all__ = ["StreamEncoder", "Tokenizer", "build_tokenizer", "tokenizer_quality"]
 
 
 _BATCH = 64
@@ -26,6 +26,29 @@ _BATCH = 64
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that ``config.kind`` names, with random weights and no codes yet."""
     return PatchTokenizer(config) if config.kind == "patch" else VQVAE(config)
+
+
+class StreamEncoder:
+    """``tokenizer.encode`` for consecutive frames of the same games: equal tokens, sooner.
+
+    On a CPU it keeps the last frames, so that a patch tokenizer looks only at patches that changed.
+    Make a new one after the tokenizer has been trained.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, frames_bhwc: Tensor) -> Tensor:
+        """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336). The frames must not change afterwards."""
+        if frames_bhwc.device.type != "cpu":
+            return self._tokenizer.encode(frames_bhwc)
+        if self._last is None or self._last[0].shape != frames_bhwc.shape:
+            tokens_bk = self._tokenizer.encode(frames_bhwc)
+        else:
+            tokens_bk = self._tokenizer.encode_next(frames_bhwc, *self._last)
+        self._last = frames_bhwc, tokens_bk
+        return tokens_bk
 
 
 @torch.no_grad()

@@ -44,6 +44,12 @@ class Tokenizer(nn.Module, ABC):
     def encode(self, frames_bhwc: Tensor) -> Tensor:
         """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336), row-major over 21 x 16."""
 
+    def encode_next(
+        self, frames_bhwc: Tensor, previous_bhwc: Tensor, previous_bk: Tensor
+    ) -> Tensor:
+        """``encode(frames)``, given the frames before and their tokens; cheaper where it can be."""
+        return self.encode(frames_bhwc)
+
     @abstractmethod
     def decode(self, tokens_bk: Tensor) -> Tensor:
         """Tokens, int64 (B, 336), to uint8 (B, 84, 64, 3)."""

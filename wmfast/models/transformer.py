@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmfast.models.token_embedding import TokenEmbedding
 from wmfast.types import GRID_HW, HISTORY
 
 INIT_STD = 0.02  # of every embedding and weight matrix, as in GPT-2 and ViT
@@ -155,7 +156,7 @@ class TubeletEmbedding(nn.Module):
         self.length = self.groups * self.cells
         size = time * height * width
         token_width = d_model if size == 1 else max(1, d_model // 4)
-        self.token = nn.Embedding(vocab_size, token_width)
+        self.token = TokenEmbedding(vocab_size, token_width)
         self.merge = nn.Identity() if size == 1 else nn.Linear(size * token_width, d_model)
         self.apply(initialise)
         self.spatial = SpatialPosition(d_model, self.grid_hw)
