@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from wmfast.step import Graphed, TrainStep
+from wmfast.step import Beside, Graphed, TrainStep
 
 
 class Pair(NamedTuple):
@@ -79,6 +80,23 @@ def test_the_learning_rate_can_change_and_after_runs_after_the_optimiser() -> No
     step.set_learning_rate(0.0)
     step(batch())
     assert seen[1].equal(seen[0])
+
+
+def test_beside_runs_one_call_beside_the_caller_and_hands_over_what_came_of_it() -> None:
+    beside = Beside(torch.device("cpu"))
+    assert beside.wait() is None
+    gate = threading.Event()
+    beside.start(lambda: gate.wait(10) and threading.get_ident())
+    gate.set()  # only a second thread can have been waiting for this
+    assert beside.wait() not in (None, False, threading.get_ident())
+    assert beside.wait() is None
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    beside.start(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        beside.wait()
 
 
 def test_graphed_runs_plainly_on_a_cpu() -> None:

@@ -132,6 +132,7 @@ def train_on(parts: Parts, updates: int) -> dict[str, torch.Tensor]:
     for _ in range(updates):
         train_agent(parts)
         train_world_model(parts)
+    parts.settle()
     return weights(parts)
 
 

@@ -31,6 +31,7 @@ _DREAM_START, _DREAM_STEPS = 60, 50
 def evaluate(parts: Parts, log: MetricsLog, reporter: Reporter) -> tuple[Evaluation, Recording]:
     """Greedy full games, all at once, and the world model's quality on what they showed."""
     config, counters = parts.config, parts.counters
+    parts.settle()
     recording = Recording(
         config.loop.eval_episodes,
         _HELD_OUT_STEPS,

@@ -26,6 +26,7 @@ _REPLAY_FILE = "replay.bin"
 
 def save(parts: Parts, run: RunDir) -> None:
     """Write a checkpoint of the run as it stands."""
+    parts.settle()
     with parts.clock("checkpoint"):
         counters = asdict(parts.counters)
         counters["recent_returns"] = list(parts.counters.recent_returns)

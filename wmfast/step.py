@@ -7,6 +7,7 @@ the same functions run plainly. Nothing here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -63,6 +64,33 @@ class Graphed:
         with torch.cuda.graph(graph):
             outputs = self._fn(*static_inputs)
         return graph, static_inputs, outputs
+
+
+class Beside:
+    """One call at a time on a second thread, beside what the caller goes on with.
+
+    On a CPU small networks gain little from a second core inside an operation, and lose everything
+    when another program holds that core (each parallel region waits for it); two networks side by
+    side use both cores. On a GPU the call is made at once: there is one stream to share.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = ThreadPoolExecutor(1) if device.type == "cpu" else None
+        self._pending: Future[Any] | None = None
+
+    def start(self, fn: Callable[[], Any]) -> None:
+        """Begin ``fn()``. The call before must have been waited for."""
+        assert self._pending is None
+        if self._pool is not None:
+            self._pending = self._pool.submit(fn)
+        else:
+            self._pending = Future()
+            self._pending.set_result(fn())
+
+    def wait(self) -> Any:
+        """What the call under way returned (or raised); None without one."""
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.result()
 
 
 class TrainStep:

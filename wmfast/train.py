@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from wmfast.agent import epsilon, importance_exponent
-from wmfast.build import Parts, build
+from wmfast.build import Parts, build, use_cores
 from wmfast.closing import Summary
 from wmfast.config import Config
 from wmfast.finish import evaluate, finish
@@ -31,6 +31,7 @@ def train(run: RunDir, config: Config) -> Summary | None:
     """
     with stop_on_signal() as stopped, Reporter.create(config.steps) as reporter:
         parts = restore(run, config) or build(config)
+        use_cores(parts)
         with parts.envs, MetricsLog(run.path, resume_at=parts.counters.env_step) as log:
             if parts.counters.env_step == 0:
                 prepare(parts, log, reporter, stopped)
@@ -91,14 +92,18 @@ def train_agent(parts: Parts) -> None:
 
 
 def train_world_model(parts: Parts) -> None:
-    """One update on segments of which a fraction is drawn from the newest env steps."""
+    """Begin one update on segments of which a fraction is drawn from the newest env steps.
+
+    It runs beside the agent's updates; `Parts.settle` waits for it, as the next one does.
+    """
     config = parts.config.world_model
+    parts.settle()
     with parts.clock("world_model"):
         rise = (parts.counters.world_model_updates + 1) / max(1, config.warmup_updates)
         parts.world_model_step.set_learning_rate(config.learning_rate * min(1.0, rise))
         recent = (config.recent_steps, config.recent_fraction)
         batch = parts.sampler.segments(config.batch_size, 1, recent=recent)
-        parts.averager.add("world_model/train", parts.world_model_step(batch))
+        parts.beside.start(lambda: parts.world_model_step(batch))
     parts.counters.world_model_updates += 1
 
 
