@@ -54,7 +54,10 @@ def train(
 def test_training_continues_bit_for_bit(tmp_path: Path, options: dict[str, bool]) -> None:
     def fresh() -> tuple[nn.Module, torch.optim.AdamW, torch.Generator]:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Linear(7, 1))
+        # channels last: the moments of such a weight must come back in its own memory layout
+        conv = nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last)
+        head = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(27), nn.Linear(27, 1))
+        model = nn.Sequential(nn.Linear(5, 32), nn.Unflatten(1, (2, 4, 4)), conv, head)
         optimizer = torch.optim.AdamW(model.parameters(), 1e-2, betas=(0.8, 0.95), **options)
         return model, optimizer, torch.Generator().manual_seed(1)
 

@@ -202,8 +202,8 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
 def use_cores(parts: Parts) -> None:
     """Small networks on a CPU: one thread an operation, agent and world model side by side.
 
-    Two threads an operation ran the ``cpu`` preset's updates a quarter faster on two idle cores, and
-    10 to 30 times slower whenever another program wanted one of them.
+    Two threads an operation ran the ``cpu`` preset's updates a quarter faster on two idle cores,
+    and 10 to 30 times slower whenever another program wanted one of them.
     """
     networks = (parts.tokenizer, parts.world_model, parts.agent)
     if parts.device.type == "cpu" and not any(bf16_wins(net, parts.device) for net in networks):

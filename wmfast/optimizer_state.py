@@ -45,6 +45,9 @@ def restore_optimizer(
         part, number, entry = key.split(".", 2)
         (state if part == "state" else groups)[int(number)][entry] = tensor
     _check_fits(live_groups, groups, state, source)
+    parameters = [parameter for group in live_groups for parameter in group["params"]]
+    for index, entries in state.items():
+        entries.update(_laid_out_like(parameters[index], entries))
     for group, live_group in zip(groups, live_groups, strict=True):
         for key, live in live_group.items():
             if key in BUILT_IN or key not in group:  # a newer torch has more keys
@@ -56,6 +59,15 @@ def restore_optimizer(
             elif isinstance(live, tuple):
                 group[key] = tuple(group[key])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out_like(parameter: Tensor, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Moments in the memory layout of their parameter: a fused step walks both side by side."""
+    return {
+        name: torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for name, value in entries.items()
+        if isinstance(value, Tensor) and value.dim()
+    }
 
 
 def _take_tensors(
