@@ -104,7 +104,7 @@ class AgentConfig:
     kind: Literal["transformer", "conv"] = "transformer"
     """transformer: over tubelets of tokens; conv: over the token grid."""
     d_model: int = 256
-    """Transformer width; conv: channels of the convolutions."""
+    """Transformer width; conv: channels of the first convolution (the second has twice as many)."""
     heads: int = 4
     """Attention heads (transformer)."""
     layers: int = 4
@@ -201,7 +201,7 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     copy_gate=True,
     batch_size=32,
     learning_rate=5e-3,
-    every=128,
+    every=96,
 )
 
 PRESETS: dict[str, Config] = {
