@@ -2,8 +2,8 @@
 world model's updates at the preset's rate.
 
 There is no rival on the same work, so nothing is compared; what is asserted first is that a round
-does what it says: every step lands in the replay, and the updates come at the preset's rates. Divide
-ENV_STEPS by a time for env steps per second.
+does what it says: every step lands in the replay, and the updates come at the preset's rates.
+Divide ENV_STEPS by a time for env steps per second.
 """
 
 from __future__ import annotations

@@ -22,14 +22,20 @@ from wmfast.recording import Frames, Recording
 from wmfast.rundir import RunDir
 
 EXPLORING = 0.01  # a greedy policy can be stuck in a deterministic game: reported beside it
-_HELD_OUT_STEPS = 400  # of each evaluation game, for the world model's held-out figures
-_HELD_OUT_BATCHES, _HELD_OUT_BATCH = 16, 64
+MID_RUN_STEPS = 5_000  # a greedy policy that is stuck would play 27,000 steps of nothing
+_HELD_OUT_STEPS = 800  # of each evaluation game, for the world model's held-out figures
+_HELD_OUT_BATCHES, _HELD_OUT_BATCH = 24, 128
 _SHOWN_FRAMES = 8
 _DREAM_START, _DREAM_STEPS = 60, 50
 
 
-def evaluate(parts: Parts, log: MetricsLog, reporter: Reporter) -> tuple[Evaluation, Recording]:
-    """Greedy full games, all at once, and the world model's quality on what they showed."""
+def evaluate(
+    parts: Parts, log: MetricsLog, reporter: Reporter, *, max_steps: int | None = MID_RUN_STEPS
+) -> tuple[Evaluation, Recording]:
+    """Greedy games, all at once, and the world model's quality on what they showed.
+
+    Within a run a game is cut off after `max_steps`; None plays it to its end.
+    """
     config, counters = parts.config, parts.counters
     parts.settle()
     recording = Recording(
@@ -39,7 +45,7 @@ def evaluate(parts: Parts, log: MetricsLog, reporter: Reporter) -> tuple[Evaluat
         seed=config.seed,
     )
     with parts.clock("evaluation"):
-        evaluation = _play(parts, 0.0, recording)
+        evaluation = _play(parts, 0.0, recording, max_steps)
         segments = recording.segments(_HELD_OUT_BATCHES, _HELD_OUT_BATCH, parts.device)
         quality = world_model_quality(parts.world_model, segments)
     counters.world_model_quality = quality
@@ -53,10 +59,10 @@ def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Su
     """Final evaluations, pictures, model files, ``result.json`` and the closing summary."""
     config = parts.config
     reporter.phase("evaluating", total=2, unit="policies")
-    greedy, recording = evaluate(parts, log, reporter)
+    greedy, recording = evaluate(parts, log, reporter, max_steps=None)
     reporter.advance(1)
     with parts.clock("evaluation"):
-        exploring = _play(parts, EXPLORING, None)
+        exploring = _play(parts, EXPLORING, None, None)
     reporter.advance(1)
     assert greedy.frames is not None
     film = torch.from_numpy(greedy.frames).to(parts.device)
@@ -90,7 +96,9 @@ def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Su
     return summary
 
 
-def _play(parts: Parts, epsilon: float, recording: Recording | None) -> Evaluation:
+def _play(
+    parts: Parts, epsilon: float, recording: Recording | None, max_steps: int | None
+) -> Evaluation:
     return play(
         parts.act,
         parts.config.game,
@@ -100,6 +108,7 @@ def _play(parts: Parts, epsilon: float, recording: Recording | None) -> Evaluati
         episodes=parts.config.loop.eval_episodes,
         epsilon=epsilon,
         device=parts.device,
+        max_steps=max_steps,
         on_step=recording.add if recording else None,
         record_steps=recording.max_steps if recording else None,
         record_frames=recording.max_steps if recording else 0,
