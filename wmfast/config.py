@@ -104,7 +104,7 @@ class AgentConfig:
     kind: Literal["transformer", "conv"] = "transformer"
     """transformer: over tubelets of tokens; conv: over the token grid."""
     d_model: int = 256
-    """Transformer width; conv: channels of the first convolution (the second has twice as many)."""
+    """Transformer width; conv: channels of the convolutions."""
     heads: int = 4
     """Attention heads (transformer)."""
     layers: int = 4
@@ -208,7 +208,7 @@ PRESETS: dict[str, Config] = {
     # What learns in minutes on two cores.
     "cpu": Config(
         preset="cpu",
-        steps=100_000,
+        steps=120_000,
         tokenizer=_CPU_TOKENIZER,
         world_model=_CPU_WORLD_MODEL,
         agent=AgentConfig(
@@ -217,10 +217,10 @@ PRESETS: dict[str, Config] = {
             n_step=3,
             tau=0.005,
             learning_rate=3e-4,
-            epsilon_share=0.3,
+            epsilon_share=0.25,
             every=8,
         ),
-        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000),
+        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=60_000),
     ),
     # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
     "v3": Config(preset="v3", tokenizer=TokenizerConfig(kind="vqvae")),

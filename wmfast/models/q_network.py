@@ -62,10 +62,10 @@ class ConvQNetwork(nn.Module):
         self.conv = nn.Sequential(
             nn.Conv2d(HISTORY * config.embed_dim, c, kernel_size=4, stride=2, padding=1),
             nn.ReLU(),
-            nn.Conv2d(c, 2 * c, kernel_size=3, stride=2, padding=1),
+            nn.Conv2d(c, c, kernel_size=3, padding=1),
             nn.ReLU(),
         )
-        self.head = DuelingHead(2 * c * (h // 4) * (w // 4), 128, num_actions)
+        self.head = DuelingHead(c * (h // 2) * (w // 2), 128, num_actions)
         self.to(memory_format=torch.channels_last)  # the fastest layout on a CPU
 
     def forward(self, history_btk: Tensor) -> Tensor:
