@@ -46,6 +46,13 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--loop.mode", "full"], ["'full'", "'staged'", "'frozen'"]),
         (["--vqvae", "absent.safetensors"], ["absent.safetensors"]),
         (["--wm", "absent.safetensors"], ["absent.safetensors"]),
+        (["--agent.d-model", "0"], ["--agent.d-model 0", "at least 1"]),
+        (["--agent.learning-rate", "nan"], ["--agent.learning-rate nan", "finite"]),
+        (["--world-model.grad-clip", "-1"], ["--world-model.grad-clip -1.0", "positive"]),
+        (["--agent.kind", "transformer", "--agent.heads", "3"], ["--agent", "heads = 3"]),
+        (["--tokenizer.codebook-size", "70000"], ["--tokenizer.codebook-size 70000", "65536"]),
+        (["--env.max-frames", "4"], ["--env.max-frames 4", "at least 16"]),
+        (["--loop.replay-capacity", "50"], ["--loop.replay-capacity 50", "warm-up"]),
         (["--resume"], ["resume"]),
         (["--resume", "--run-dir", "absent"], ["absent"]),
     ],
@@ -86,6 +93,14 @@ def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_pat
     file = tmp_path / "file"
     file.write_text("")
     assert "file" in refused(capsys, "--preset", "smoke", "--run-dir", file / "run")
+
+
+def test_dream_and_eval_refuse_what_they_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--run-dir", "absent"]
+    assert "--seed -3" in refused(capsys, "dream", *run, "--seed", -3, train=False)
+    assert "--steps 1000000" in refused(capsys, "dream", *run, "--steps", 1000000, train=False)
+    assert "must end in .gif" in refused(capsys, "dream", *run, "--out", "d.png", train=False)
+    assert "--seed -1" in refused(capsys, "eval", *run, "--seed", -1, train=False)
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,9 +56,10 @@ def test_resume_finds_the_newest_run_of_the_same_kind(tmp_path: Path) -> None:
         run.close()
     assert find_run("pong", "cpu", 3, root=tmp_path) == second.path
     with resume(tmp_path, replace(CONFIG, steps=5)) as run:
-        assert (run.path, run.config) == (second.path, CONFIG)
+        assert (run.path, run.config) == (second.path, replace(CONFIG, steps=5))
         facts = json.loads((run.path / "env.json").read_text())
         assert [entry["device"] for entry in facts["resumed"]] == ["cpu"]
+    assert load_config(second.path).steps == 5  # so that the next resume goes on to there as well
     with pytest.raises(UserError, match="no run of pong with preset v3 and seed 3"):
         find_run("pong", "v3", 3, root=tmp_path)
 

@@ -148,8 +148,8 @@ def _dream(arguments: list[str]) -> None:
 def _run(command: Callable[[list[str]], None], arguments: list[str]) -> None:
     try:
         command(arguments)
-    except (UserError, ValueError) as error:
-        _fail(" ".join(str(error).split()))
+    except (UserError, ValueError, OSError, MemoryError) as error:
+        _fail(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         print("wmfast: interrupted", file=sys.stderr)
         sys.exit(_INTERRUPTED)

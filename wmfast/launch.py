@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
 from wmfast.build import pick_device
 from wmfast.checkpoint import latest_checkpoint
+from wmfast.checks import check, flag, flat
 from wmfast.closing import closing_table
 from wmfast.config import PRESETS, Config, Device
 from wmfast.errors import UserError
@@ -19,7 +20,17 @@ from wmfast.train import train
 from wmfast.warmup import adopt_model_files
 
 # What a resumed run may change: where and how long it runs, not what it is.
-_MAY_CHANGE = {"run_dir", "resume", "device", "steps", "loop", "preset"}
+_MAY_CHANGE = {
+    "run_dir",
+    "resume",
+    "device",
+    "steps",
+    "loop.eval_every",
+    "loop.eval_episodes",
+    "loop.checkpoint_every",
+    "loop.keep_checkpoints",
+    "loop.log_every",
+}
 _TOKEN_BYTES = 700  # of replay a step, checkpointed
 
 
@@ -33,6 +44,8 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     Raises:
         UserError, ValueError: one line that names the value and what is allowed.
     """
+    if {"-h", "--help"} & set(arguments):
+        read(Config())
     first = _first_look(arguments)
     preset = first.preset
     if preset not in ("auto", *PRESETS) or first.device not in get_args(Device):
@@ -42,12 +55,14 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     game = game_name(first.game)
     if first.resume:
         saved = load_config(first.run_dir or find_run(game, preset, first.seed))
+        if first.preset not in ("auto", saved.preset):
+            raise UserError(f"--preset {first.preset}: the run to resume has {saved.preset}")
         config = read(replace(saved, run_dir=first.run_dir, resume=True))
         config = replace(config, game=game_name(config.game), preset=saved.preset)
         _check_same_run(config, saved)
     else:
         config = replace(read(replace(PRESETS[preset], game=game)), game=game, preset=preset)
-        config = adopt_model_files(config)
+        config = adopt_model_files(config, PRESETS[preset])
     config = replace(config, device=cast(Device, pick_device(config.device).type))
     check(config)
     return config
@@ -83,61 +98,6 @@ def launch(config: Config) -> None:
             print(f"stopped; go on with: wmfast-train --resume --run-dir {run.path}")
 
 
-def check(config: Config) -> None:
-    """Refuse numbers outside their range. Raises UserError."""
-    positive = {
-        "steps": config.steps,
-        "env.num_envs": config.env.num_envs,
-        "tokenizer.train_steps": config.tokenizer.train_steps,
-        "tokenizer.batch_size": config.tokenizer.batch_size,
-        "tokenizer.codebook_size": config.tokenizer.codebook_size,
-        "world_model.batch_size": config.world_model.batch_size,
-        "world_model.every": config.world_model.every,
-        "agent.batch_size": config.agent.batch_size,
-        "agent.every": config.agent.every,
-        "agent.n_step": config.agent.n_step,
-        "loop.warmup_steps": config.loop.warmup_steps,
-        "loop.eval_every": config.loop.eval_every,
-        "loop.eval_episodes": config.loop.eval_episodes,
-        "loop.checkpoint_every": config.loop.checkpoint_every,
-        "loop.keep_checkpoints": config.loop.keep_checkpoints,
-        "loop.log_every": config.loop.log_every,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: must be at least 0")
-    fractions = {
-        "env.sticky": config.env.sticky,
-        "agent.gamma": config.agent.gamma,
-        "agent.tau": config.agent.tau,
-        "agent.alpha": config.agent.alpha,
-        "agent.beta": config.agent.beta,
-        "agent.epsilon_end": config.agent.epsilon_end,
-        "agent.epsilon_share": config.agent.epsilon_share,
-        "world_model.recent_fraction": config.world_model.recent_fraction,
-        "world_model.dropout": config.world_model.dropout,
-    }
-    for name, fraction in fractions.items():
-        if not 0 <= fraction <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {fraction}: must be within 0..1")
-    warmup = config.loop.warmup_steps
-    if config.steps <= warmup:
-        raise UserError(
-            f"--steps {config.steps}: must be more than the warm-up of {warmup} random steps "
-            "(--loop.warmup-steps)"
-        )
-    history = config.env.num_envs * (4 + config.agent.n_step)
-    if warmup < max(history, config.agent.batch_size, config.world_model.batch_size):
-        raise UserError(f"--loop.warmup-steps {warmup}: too few to draw the first batches from")
-    if config.loop.replay_capacity < warmup:
-        raise UserError(
-            f"--loop.replay-capacity {config.loop.replay_capacity}: "
-            f"must hold the warm-up ({warmup})"
-        )
-
-
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
     """The flags that choose the defaults of all others; their values are checked later."""
     defaults = Config()
@@ -155,10 +115,10 @@ def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_same_run(config: Config, saved: Config) -> None:
-    for field in fields(Config):
-        new, old = getattr(config, field.name), getattr(saved, field.name)
-        if field.name not in _MAY_CHANGE and new != old:
+    old = flat(saved)
+    for name, value in flat(config).items():
+        if name not in _MAY_CHANGE and value != old[name]:
             raise UserError(
-                f"--resume keeps what the run is: {field.name} was {old}, not {new}; it may change "
-                "--steps, --device and --loop"
+                f"{flag(name)} {value}: a resumed run keeps {old[name]}; what may change is "
+                "--steps, --device and how often it evaluates, logs and saves"
             )

@@ -17,7 +17,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -135,12 +135,15 @@ def resume_run(
         if not isinstance(resumed, list):
             raise UserError(f"{path / ENV_FILE} is damaged: 'resumed' is not a list")
         resumed.append(environment(device, protocol))
+        # What may change on resume (more steps, say) holds for the next resume too.
+        going_on = replace(config, run_dir=saved.run_dir, resume=saved.resume)
         with one_line_errors("write", path):
             write_atomic(path / ENV_FILE, _pretty(facts))
+            write_atomic(path / CONFIG_FILE, _pretty(config_to_json(going_on)))
     except BaseException:
         os.close(lock)
         raise
-    return RunDir(path, saved, lock)
+    return RunDir(path, going_on, lock)
 
 
 def find_run(game: str, preset: str, seed: int, *, root: Path = Path("runs")) -> Path:

@@ -10,6 +10,7 @@ import torch
 from wmfast.agent import DoubleDQN
 from wmfast.checkpoint import load_checkpoint
 from wmfast.config import Config, EnvConfig
+from wmfast.disk import one_line_errors
 from wmfast.envs import AtariEnvs
 from wmfast.errors import UserError
 from wmfast.evaluate import Evaluation, play
@@ -19,6 +20,8 @@ from wmfast.models.tokenizer import Tokenizer, build_tokenizer
 from wmfast.models.world_model import build_world_model
 from wmfast.recording import Recording
 from wmfast.rundir import load_config
+
+_MOST_STEPS = 5_000  # of a dream, and before it
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def evaluate_run(
     run_dir: Path, *, episodes: int, epsilon: float, sticky: float | None, seed: int
 ) -> Evaluation:
     """Full games by the run's agent; `sticky` as in training unless given."""
+    _check_seed(seed)
     trained = load_trained(run_dir)
     env = trained.config.env if sticky is None else replace(trained.config.env, sticky=sticky)
     return _play(trained, env, seed=seed, episodes=episodes, epsilon=epsilon)
@@ -60,8 +64,14 @@ def evaluate_run(
 
 def dream_of_run(run_dir: Path, *, out: Path | None, steps: int, start: int, seed: int) -> Path:
     """A GIF of a real game beside the dream of it; returns its path."""
-    if steps < 1 or start < 0:
-        raise UserError(f"--steps {steps} --start {start}: at least 1 step, from step 0 on")
+    if not 1 <= steps <= _MOST_STEPS or not 0 <= start <= _MOST_STEPS:
+        raise UserError(
+            f"--steps {steps} --start {start}: allowed are 1 to {_MOST_STEPS} steps, "
+            f"from step 0 to {_MOST_STEPS}"
+        )
+    _check_seed(seed)
+    if out is not None and out.suffix.lower() != ".gif":
+        raise UserError(f"--out {out}: must end in .gif")
     trained = load_trained(run_dir)
     recording = Recording(1, start + steps + 1, vocab_size=trained.tokenizer.vocab_size, seed=seed)
     evaluation = _play(
@@ -77,9 +87,15 @@ def dream_of_run(run_dir: Path, *, out: Path | None, steps: int, start: int, see
         device=torch.device("cpu"),
     )
     path = out or run_dir / "media" / "dream.gif"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with one_line_errors("make", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     save_dream_gif(path, real, dreamed)
     return path
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"--seed {seed}: must be at least 0")
 
 
 def _play(

@@ -12,52 +12,77 @@ from wmfast.build import Parts, bf16_wins
 from wmfast.collect import RawStep, collect_random
 from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
+from wmfast.errors import UserError
 from wmfast.fit import fit_tokenizer
 from wmfast.metrics import MetricsLog
 from wmfast.model_file import read_model
-from wmfast.models.tokenizer import tokenizer_quality
+from wmfast.models.prediction import WorldModel
+from wmfast.models.tokenizer import Tokenizer, tokenizer_quality
 from wmfast.progress import Reporter
 from wmfast.types import Metrics
 from wmfast.weights import load_weights
 
 _HELD_OUT_FRAMES = 512
+_TRAINING_FIELDS = (
+    "batch_size",
+    "done_weight",
+    "dropout",
+    "every",
+    "grad_clip",
+    "learning_rate",
+    "recent_fraction",
+    "recent_steps",
+    "warmup_updates",
+    "weight_decay",
+)  # of WorldModelConfig: how a network learns, not what it is
 _STEPS_A_ROW = 50  # tokenizer steps between two rows of metrics
 
 
-def adopt_model_files(config: Config) -> Config:
+def adopt_model_files(config: Config, preset: Config) -> Config:
     """The configuration with the sizes of the models that ``--vqvae`` and ``--wm`` bring.
 
-    Raises UserError for a file that is absent, damaged or of another kind.
+    Raises:
+        UserError: a file is absent, damaged or of another kind; a flag contradicts a file; a world
+            model comes without the tokenizer whose tokens it knows.
     """
     if config.vqvae is not None:
         facts, _ = read_model(config.vqvae, "tokenizer")
         tokenizer = config_from_json(TokenizerConfig, facts, str(config.vqvae))
+        _refuse_contradiction("--tokenizer", config.tokenizer, preset.tokenizer, tokenizer)
         config = replace(config, tokenizer=tokenizer)
     if config.wm is not None:
         facts, _ = read_model(config.wm, "world_model")
-        shape = config_from_json(WorldModelConfig, facts, str(config.wm))
-        # What the network is comes from the file, how it goes on learning from the preset.
-        trained = config.world_model
-        world_model = replace(
-            shape,
-            **{
-                name: getattr(trained, name)
-                for name in ("batch_size", "learning_rate", "every", "recent_steps")
-            },
-        )
+        if config.vqvae is None:
+            raise UserError(
+                "--wm needs --vqvae too: a world model knows the tokens of one tokenizer"
+            )
+        saved = config_from_json(WorldModelConfig, facts, str(config.wm))
+        # What the network is comes from the file, how it goes on learning from the flags.
+        training = {name: getattr(config.world_model, name) for name in _TRAINING_FIELDS}
+        world_model = replace(saved, **training)
+        before = replace(preset.world_model, **training)
+        _refuse_contradiction("--world-model", config.world_model, before, world_model)
         config = replace(config, world_model=world_model)
     return config
 
 
-def load_model_files(parts: Parts) -> None:
+def load_model_files(config: Config, tokenizer: Tokenizer, world_model: WorldModel) -> None:
     """Load the weights that ``--vqvae`` and ``--wm`` name. UserError where they do not fit."""
-    config = parts.config
     if config.vqvae is not None:
         _, weights = read_model(config.vqvae, "tokenizer")
-        load_weights(parts.tokenizer, weights, str(config.vqvae))
+        load_weights(tokenizer, weights, str(config.vqvae))
     if config.wm is not None:
         _, weights = read_model(config.wm, "world_model")
-        load_weights(parts.world_model, weights, str(config.wm))
+        load_weights(world_model, weights, str(config.wm))
+
+
+def _refuse_contradiction(prefix: str, given: object, preset: object, file: object) -> None:
+    for name, value in vars(given).items():
+        if value != vars(preset)[name] and value != vars(file)[name]:
+            raise UserError(
+                f"{prefix}.{name.replace('_', '-')} {value}: the model file has "
+                f"{vars(file)[name]}, and its sizes cannot change"
+            )
 
 
 def prepare(parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Callable[[], bool]) -> None:
@@ -74,7 +99,7 @@ def prepare(parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Callable
 
     with parts.clock("env"):
         warmup = collect_random(parts.envs, config.loop.warmup_steps, parts.rng, on_step)
-    load_model_files(parts)
+    load_model_files(config, parts.tokenizer, parts.world_model)
     frames_seen, frames_held_out = split_frames(warmup)
     if config.vqvae is None:
         with parts.clock("tokenizer"):

@@ -1,0 +1,118 @@
+"""Refusing a configuration that cannot work, before anything is made: one line that names the flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from wmfast.agent import DoubleDQN
+from wmfast.config import Config
+from wmfast.envs import AtariEnvs
+from wmfast.errors import UserError
+from wmfast.models.tokenizer import build_tokenizer
+from wmfast.models.world_model import build_world_model
+from wmfast.warmup import load_model_files
+
+_AT_LEAST = {
+    "seed": 0,
+    "env.noop_max": 0,
+    "env.max_frames": 16,
+    "tokenizer.codebook_size": 2,
+    "tokenizer.residual_blocks": 0,
+    "world_model.warmup_updates": 0,
+}  # every other whole number: 1
+_AT_MOST = {"seed": 2**63 - 1, "tokenizer.codebook_size": 65_536, "agent.n_step": 1_000}
+_FRACTIONS = {
+    "env.sticky",
+    "tokenizer.ema_decay",
+    "tokenizer.dead_code_threshold",
+    "world_model.dropout",
+    "world_model.recent_fraction",
+    "agent.gamma",
+    "agent.tau",
+    "agent.alpha",
+    "agent.beta",
+    "agent.epsilon_end",
+    "agent.epsilon_share",
+}
+_MAY_BE_ZERO = {"world_model.weight_decay", "tokenizer.foreground_weight", "tokenizer.commitment"}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The fields of nested dataclasses by dotted name, as on the command line."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        fields |= flat(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return fields
+
+
+def flag(name: str) -> str:
+    """``agent.n_step`` as it is typed: ``--agent.n-step``."""
+    return "--" + name.replace("_", "-")
+
+
+def check(config: Config) -> None:
+    """Refuse numbers outside their range, sizes that fit nothing, and model files that don't fit.
+
+    Raises:
+        UserError: names the flag, the value and what is allowed.
+    """
+    for name, value in flat(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            _check_number(name, number)
+    warmup, capacity = config.loop.warmup_steps, config.loop.replay_capacity
+    if config.steps <= warmup:
+        raise UserError(
+            f"--steps {config.steps}: must be more than the warm-up of {warmup} random steps "
+            "(--loop.warmup-steps)"
+        )
+    few = max(
+        config.env.num_envs * (4 + config.agent.n_step),
+        config.agent.batch_size,
+        config.world_model.batch_size,
+    )
+    if warmup < few:
+        raise UserError(f"--loop.warmup-steps {warmup}: must be at least {few}, to draw from")
+    if capacity < warmup:
+        raise UserError(f"--loop.replay-capacity {capacity}: must hold the warm-up ({warmup})")
+    _check_networks(config)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if name in _FRACTIONS:
+        if not 0 <= value <= 1:
+            raise UserError(f"{flag(name)} {value}: must be within 0..1")
+    elif isinstance(value, float):
+        lowest = "at least 0" if name in _MAY_BE_ZERO else "positive"
+        if not math.isfinite(value) or value < 0 or (value == 0 and lowest == "positive"):
+            raise UserError(f"{flag(name)} {value}: must be {lowest} and finite")
+    else:
+        least, most = _AT_LEAST.get(name, 1), _AT_MOST.get(name, 10**12)
+        if value < least:
+            raise UserError(f"{flag(name)} {value}: must be at least {least}")
+        if value > most:
+            raise UserError(f"{flag(name)} {value}: must be at most {most}")
+
+
+def _check_networks(config: Config) -> None:
+    """Build each network once: what it refuses, and what a model file does not fit, shows here."""
+    with AtariEnvs(config.game, config.env, num_envs=1, seed=0) as envs:
+        num_actions = envs.num_actions
+    vocab_size = config.tokenizer.codebook_size
+    part = "tokenizer"
+    try:
+        tokenizer = build_tokenizer(config.tokenizer)
+        part = "world_model"
+        world_model = build_world_model(
+            config.world_model, vocab_size=vocab_size, num_actions=num_actions
+        )
+        part = "agent"
+        DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=num_actions)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"{flag(part)}: {error}") from error
+    load_model_files(config, tokenizer, world_model)
