@@ -70,6 +70,32 @@ def test_resume_before_the_first_checkpoint_starts_over(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_rows_later_than_the_checkpoint_go_even_at_its_own_env_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(tmp_path) as log:
+        log.log(100, 25, 1.0, {"agent/train/loss": 1.0})
+        log.log(200, 50, 2.0, {"agent/train/loss": 2.0})
+        known = path.stat().st_size
+        log.log(200, 60, 3.0, {"eval/greedy/return": 3.0})  # as a finished run's last evaluation
+    kept = read_metrics(path)[:2]
+    with MetricsLog(tmp_path, resume_at=200, keep_bytes=known) as log:
+        assert read_metrics(path) == kept
+        log.log(200, 60, 4.0, {"eval/greedy/return": 3.0})
+    assert [row["wall_s"] for row in read_metrics(path)] == [1.0, 2.0, 4.0]
+
+    with MetricsLog(tmp_path, resume_at=100, keep_bytes=10**9):  # shorter: only the env step tells
+        assert read_metrics(path) == kept[:1]
+    with MetricsLog(tmp_path, resume_at=0, keep_bytes=0):
+        assert read_metrics(path) == []
+
+
+def test_a_kill_during_the_tokenizers_fit_leaves_no_row_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        with MetricsLog(tmp_path, resume_at=0, keep_bytes=0) as log:
+            log.log(0, 0, 1.0, {"tokenizer/train/loss": 0.5})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
 def test_rows_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
     with MetricsLog(tmp_path) as log:
         log.log(100, 0, 1.0, {})

@@ -41,14 +41,24 @@ class MetricsLog:
         run_dir: the run folder, which exists.
         resume_at: env step of the checkpoint that the run goes on from (0: from the start). Later
             rows, and a torn last line, are dropped, so that no row appears twice.
+        keep_bytes: size of metrics.jsonl when that checkpoint was saved (0: there was none). What
+            was written later is dropped whatever its env step, for rows may come again at the very
+            env step of the checkpoint: a run's end, the tokenizer's fit, a stage of ``staged``. A
+            file that is shorter is kept as it is.
 
     Raises:
         UserError: metrics.jsonl is there already and `resume_at` is None, a line of it is damaged,
             or it can't be written.
     """
 
-    def __init__(self, run_dir: Path, *, resume_at: int | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, *, resume_at: int | None = None, keep_bytes: int | None = None
+    ) -> None:
         self.path = run_dir / METRICS_FILE
+        if keep_bytes is not None and self.path.exists():
+            with one_line_errors("write", self.path):
+                if self.path.stat().st_size > keep_bytes:
+                    os.truncate(self.path, keep_bytes)
         if resume_at is not None and self.path.exists():
             rows = [row for row in read_metrics(self.path) if row["env_step"] <= resume_at]
             with one_line_errors("write", self.path):
