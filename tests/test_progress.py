@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from wmfast.closing import Summary, closing_table
 from wmfast.progress import Reporter
 from wmfast.stopwatch import Stopwatch
+from wmfast.wording import print_plain
 
 
 class Clock:
@@ -148,6 +150,7 @@ SUMMARY = Summary(
     random_score=307.3,
     human_score=6951.6,
     tokenizer={"psnr": 34.12, "psnr_moving": 23.4, "live_codes": 498.0, "codebook_size": 512},
+    tokenizer_played={"psnr": 29.96, "psnr_moving": None, "live_codes": 401.0, "perplexity": 88.2},
     world_model={
         "accuracy": 0.981,
         "copy_accuracy": 0.972,
@@ -164,19 +167,31 @@ SUMMARY = Summary(
 )
 
 
+def by_first_words(text: str) -> dict[str, str]:
+    return {line.split("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
+
+
+def closing_rows(summary: Summary) -> dict[str, str]:
+    stream = io.StringIO()
+    closing_table(summary, stream=stream)
+    return by_first_words(stream.getvalue())
+
+
 def test_closing_table_shows_the_numbers_given() -> None:
     stream = io.StringIO()
     closing_table(SUMMARY, stream=stream)
     text = stream.getvalue()
     assert "\x1b" not in text
-    rows = {line.split("  ")[0]: " ".join(line.split()) for line in text.splitlines()}
+    rows = by_first_words(text)
     assert rows["greedy"] == "greedy 845.0 ± 31.2 (10 games) 8.1 %"
     assert rows["epsilon 0.01"] == "epsilon 0.01 901.5 ± 0.0 (1 games) -"
     assert rows["random play"] == "random play 307.3 0.0 %"
     assert rows["human"] == "human 6,951.6 100.0 %"
-    assert rows["PSNR"] == "PSNR 34.1 dB"
-    assert rows["PSNR of moving pixels"] == "PSNR of moving pixels 23.4 dB"
-    assert rows["live codes"] == "live codes 498 of 512"
+    assert rows["Tokenizer"] == "Tokenizer random play, held out played by the agent"
+    assert rows["PSNR"] == "PSNR 34.1 dB 30.0 dB"
+    assert rows["PSNR of moving pixels"] == "PSNR of moving pixels 23.4 dB -"
+    assert rows["live codes"] == "live codes 498 of 512 401 of 512"
+    assert rows["perplexity of the codes"] == "perplexity of the codes - 88.2"
     assert rows["tokens right"] == "tokens right 98.1 % 97.2 %"
     assert rows["changed tokens right"] == "changed tokens right 62.0 % -"
     assert rows["rewards"] == "rewards 71.0 % 80.0 % 120"
@@ -187,6 +202,31 @@ def test_closing_table_shows_the_numbers_given() -> None:
     assert rows["dream"].endswith("media/dream.gif")
     assert "ms_pacman, preset cpu, seed 7: 100,000 env steps in 4:10; sticky 0.25" in text
     assert text.index("agent updates") < text.index("waiting for the games")
+
+
+def test_the_tokenizer_has_one_column_where_the_agent_played_nothing() -> None:
+    rows = closing_rows(replace(SUMMARY, tokenizer_played={}))
+    assert rows["Tokenizer"] == "Tokenizer random play, held out"
+    assert rows["PSNR"] == "PSNR 34.1 dB"
+    assert rows["live codes"] == "live codes 498 of 512"
+    assert "perplexity of the codes" not in rows
+
+
+def test_games_that_were_cut_off_are_counted_and_not_measured_by_a_human() -> None:
+    result = {"mean": 845.0, "std": 31.25, "scores": [1] * 10, "human_normalised": 0.0809}
+    cut, whole = [True, *[False] * 8, True], [False] * 10
+    scores = {"greedy": result | {"cut_off": cut}, "epsilon 0.01": result | {"cut_off": whole}}
+    rows = closing_rows(replace(SUMMARY, scores=scores))
+    assert rows["greedy"] == "greedy 845.0 ± 31.2 (10 games, 2 cut off) -"
+    assert rows["epsilon 0.01"] == "epsilon 0.01 845.0 ± 31.2 (10 games) 8.1 %"
+
+
+def test_events_that_never_happened_were_neither_found_nor_missed() -> None:
+    nothing = {"reward_precision": 0.0, "reward_recall": 0.0, "rewards": 0.0}
+    missed = {"done_precision": 0.0, "done_recall": 0.0, "ends": 4.0}
+    rows = closing_rows(replace(SUMMARY, world_model=nothing | missed))
+    assert rows["rewards"] == "rewards - - 0"
+    assert rows["ends of games"] == "ends of games 0.0 % 0.0 % 4"
 
 
 def test_closing_table_leaves_out_what_was_not_measured() -> None:
@@ -206,3 +246,26 @@ def test_a_poor_encoding_does_not_stop_a_run() -> None:
     stream = io.TextIOWrapper(raw, encoding="ascii")
     closing_table(SUMMARY, stream=stream)
     assert b"845.0  ? 31.2 (10 games)" in raw.getvalue()
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone, without a file behind it."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_that_has_gone_does_not_stop_a_run() -> None:
+    clock = Clock()
+    run_of_two_phases(Reporter.create(20_000, stream=Gone(), every_s=10, now=clock), clock)
+    assert clock.seconds == 100.0 + 10 + 36 + 60  # to the end
+    closing_table(SUMMARY, stream=Gone())
+
+
+def test_a_closed_pipe_leaves_nothing_that_fails_at_exit() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    stream = os.fdopen(write_end, "w")
+    print_plain("lost", stream)
+    print_plain("lost too", stream)
+    stream.close()  # flushes what is buffered, as Python does with stdout when it exits

@@ -42,11 +42,14 @@ class Summary:
     protocol: str = ""
     """What scores depend on, in words: ``sticky 0, up to 30 no-ops``."""
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By policy ("greedy"): mean, std, scores (one a game), human_normalised or None."""
+    """By policy ("greedy"): mean, std, scores (one a game), human_normalised or None, and, where
+    games may be left before they are over, cut_off (one a game)."""
     random_score: float | None = None
     human_score: float | None = None
     tokenizer: Numbers = field(default_factory=dict)
-    """psnr and psnr_moving in dB, live_codes, codebook_size, perplexity."""
+    """psnr and psnr_moving in dB, live_codes, codebook_size, perplexity: random play, held out."""
+    tokenizer_played: Numbers = field(default_factory=dict)
+    """The same on frames that the trained agent saw."""
     world_model: Numbers = field(default_factory=dict)
     """accuracy, changed_accuracy, nll, each also with ``copy_``; reward_ and done_ precision and
     recall; rewards and ends counted in the held-out steps."""
@@ -101,7 +104,7 @@ def closing_text(summary: Summary) -> str:
 
 def sections(summary: Summary) -> list[Section]:
     """The tables that have something to show."""
-    every = [_scores(summary), _tokenizer(summary.tokenizer), _world_model(summary.world_model)]
+    every = [_scores(summary), _tokenizer(summary), _world_model(summary.world_model)]
     every += [_events(summary.world_model), _times(summary)]
     return [section for section in every if section.rows]
 
@@ -117,8 +120,11 @@ def _headline(summary: Summary) -> str:
 def _scores(summary: Summary) -> Section:
     rows = []
     for policy, result in summary.scores.items():
-        spread = f"± {_fixed(result['std'])} ({len(result['scores'])} games)"
-        human = percent(result.get("human_normalised"))
+        cut_off = sum(result.get("cut_off", ()))
+        games = f"{len(result['scores'])} games" + (f", {cut_off} cut off" if cut_off else "")
+        spread = f"± {_fixed(result['std'])} ({games})"
+        # A human's score is of whole games: a score that broke off is not to be measured by it.
+        human = percent(None if cut_off else result.get("human_normalised"))
         rows.append((policy, _fixed(result["mean"]), spread, human))
     if summary.random_score is not None:
         rows.append(("random play", _fixed(summary.random_score), "", percent(0.0)))
@@ -127,18 +133,23 @@ def _scores(summary: Summary) -> Section:
     return Section(("Score", "mean", "spread", "of human"), rows)
 
 
-def _tokenizer(quality: Numbers) -> Section:
-    rows = []
-    for key, words in (("psnr", "PSNR"), ("psnr_moving", "PSNR of moving pixels")):
-        if key in quality:
-            rows.append((words, f"{_fixed(quality[key])} dB"))
-    if "live_codes" in quality:
-        size = quality.get("codebook_size")
-        of = f" of {number(size)}" if size is not None else ""
-        rows.append(("live codes", number(quality["live_codes"]) + of))
-    if "perplexity" in quality:
-        rows.append(("perplexity of the codes", _fixed(quality["perplexity"])))
-    return Section(("Tokenizer, held-out frames", ""), rows)
+def _tokenizer(summary: Summary) -> Section:
+    columns = {"random play, held out": summary.tokenizer}
+    if summary.tokenizer_played:
+        columns["played by the agent"] = summary.tokenizer_played
+    size = summary.tokenizer.get("codebook_size")
+    units = (
+        ("psnr", "PSNR", _decibels),
+        ("psnr_moving", "PSNR of moving pixels", _decibels),
+        ("live_codes", "live codes", lambda count: _out_of(count, size)),
+        ("perplexity", "perplexity of the codes", _fixed),
+    )
+    rows = [
+        (words, *(shown(quality.get(key)) for quality in columns.values()))
+        for key, words, shown in units
+        if any(key in quality for quality in columns.values())
+    ]
+    return Section(("Tokenizer", *columns), rows)
 
 
 def _world_model(quality: Numbers) -> Section:
@@ -157,9 +168,13 @@ def _events(quality: Numbers) -> Section:
     rows = []
     for key, words, count in (("reward", "rewards", "rewards"), ("done", "ends of games", "ends")):
         if f"{key}_precision" in quality:
-            precision = percent(quality[f"{key}_precision"])
-            recall = percent(quality.get(f"{key}_recall"))
-            rows.append((words, precision, recall, number(quality.get(count))))
+            there_were = quality.get(count)
+            # Of events that never happened there is nothing to find: 0 % would be a verdict.
+            rates = [
+                percent(None if there_were == 0 else quality.get(f"{key}_{rate}"))
+                for rate in ("precision", "recall")
+            ]
+            rows.append((words, *rates, number(there_were)))
     return Section(("World model, held-out events", "precision", "recall", "there were"), rows)
 
 
@@ -184,6 +199,14 @@ def _paths(summary: Summary) -> list[str]:
 
 def _fixed(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f}"
+
+
+def _decibels(value: float | None) -> str:
+    return "-" if value is None else f"{_fixed(value)} dB"
+
+
+def _out_of(count: float | None, size: float | None) -> str:
+    return number(count) if count is None or size is None else f"{number(count)} of {number(size)}"
 
 
 def _nats(value: float | None) -> str:

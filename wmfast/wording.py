@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from typing import TextIO
@@ -36,9 +37,24 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def print_plain(text: str, stream: TextIO) -> None:
-    """Prints a line at once; what the stream's encoding lacks becomes a question mark."""
+    """Prints a line at once; what the stream's encoding lacks becomes a question mark.
+
+    A reader that has gone (``| head -1``) stops nobody: this line and all later ones are lost.
+    """
     encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError:
+        _into_nothing(stream)
+
+
+def _into_nothing(stream: TextIO) -> None:
+    """What the stream still buffers must go somewhere, or Python fails at exit with status 120."""
+    with contextlib.suppress(OSError):  # no file is behind it: nothing to divert
+        descriptor = stream.fileno()
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, descriptor)
+        os.close(nothing)
 
 
 def fold(words: list[str], width: int, *, between: str = " · ") -> list[str]:
