@@ -57,6 +57,28 @@ def read_model(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Tensor
         UserError: the file is absent, foreign, damaged or of another kind.
     """
     wanted = f"a wmfast {kind} file (safetensors) is needed"
+    facts, weights = _read(path, wanted)
+    if facts["kind"] != kind:
+        raise UserError(f"{path} holds {_a(facts['kind'])}: {wanted}")
+    config = json.loads(facts["config"])
+    assert isinstance(config, dict)
+    return config, weights
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The notes (`meta`) that `save_model` wrote, whatever the kind of model.
+
+    Raises:
+        UserError: the file is absent, foreign or damaged.
+    """
+    facts, _ = _read(path, "a wmfast model file (safetensors) is needed")
+    meta = json.loads(facts["meta"])
+    assert isinstance(meta, dict)
+    return meta
+
+
+def _read(path: Path, wanted: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and weights, when the checksum over both is right."""
     with one_line_errors("read", path), path.open("rb") as file:
         head = file.read(2)
     try:
@@ -71,11 +93,11 @@ def read_model(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Tensor
         raise UserError(f"{path} is safetensors but no wmfast model: {wanted}")
     if facts.pop("sha256", None) != _digest(facts, weights):
         raise UserError(f"{path} is damaged (its checksum is wrong): {wanted}")
-    if facts["kind"] != kind:
-        raise UserError(f"{path} holds a {facts['kind']}: {wanted}")
-    config = json.loads(facts["config"])
-    assert isinstance(config, dict)
-    return config, weights
+    return facts, weights
+
+
+def _a(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _digest(facts: Mapping[str, str], weights: Mapping[str, Tensor]) -> str:
