@@ -37,6 +37,7 @@ class Counters:
     agent_updates: int = 0
     world_model_updates: int = 0
     wall_s: float = 0.0
+    metrics_bytes: int = 0  # of metrics.jsonl: later rows are written again after a resume
     epsilon: float = 1.0
     tokenizer_quality: dict[str, float] = field(default_factory=dict)
     world_model_quality: dict[str, float] = field(default_factory=dict)

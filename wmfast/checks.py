@@ -1,4 +1,4 @@
-"""Refusing a configuration that cannot work, before anything is made: one line that names the flag."""
+"""Refusing a configuration that cannot work, before anything is made, by the name of its flag."""
 
 from __future__ import annotations
 

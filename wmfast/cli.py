@@ -55,9 +55,11 @@ class DreamOptions:
     out: Path | None = None
     """The GIF; `media/dream.gif` of the run unless given."""
     steps: int = 50
-    """Dreamed steps; the model gets the real actions and nothing else."""
-    start: int = 60
+    """Dreamed steps; the model gets the real actions."""
+    start: int = 150
     """Step of the game at which the dream begins."""
+    refresh: int = 5
+    """Dreamed steps after which the model gets real frames again; 0: never."""
     seed: int = 0
     """Seed of the game."""
 
@@ -140,6 +142,7 @@ def _dream(arguments: list[str]) -> None:
         out=options.out,
         steps=options.steps,
         start=options.start,
+        refresh=options.refresh,
         seed=options.seed,
     )
     print(path)

@@ -26,7 +26,7 @@ MID_RUN_STEPS = 5_000  # a greedy policy that is stuck would play 27,000 steps o
 _HELD_OUT_STEPS = 800  # of each evaluation game, for the world model's held-out figures
 _HELD_OUT_BATCHES, _HELD_OUT_BATCH = 24, 128
 _SHOWN_FRAMES = 8
-_DREAM_START, _DREAM_STEPS = 60, 50
+DREAM_START, DREAM_STEPS, DREAM_REFRESH = 150, 50, 5
 
 
 def evaluate(
@@ -88,6 +88,7 @@ def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Su
             **parts.counters.tokenizer_quality,
             "codebook_size": config.tokenizer.codebook_size,
         },
+        tokenizer_played=played,
         world_model=parts.counters.world_model_quality,
         seconds=parts.clock.seconds(),
         pictures=pictures,
@@ -137,11 +138,12 @@ def _draw(parts: Parts, run: RunDir, film: Frames, recording: Recording) -> dict
         parts.world_model,
         parts.tokenizer,
         film,
-        start=_DREAM_START,
-        steps=_DREAM_STEPS,
+        start=DREAM_START,
+        steps=DREAM_STEPS,
+        refresh=DREAM_REFRESH,
         device=parts.device,
     )
-    save_dream_gif(pictures["dream"], real, dreamed)
+    save_dream_gif(pictures["dream"], real, dreamed, refresh=DREAM_REFRESH)
     save_curves(pictures["curves"], read_metrics(run.path / METRICS_FILE))
     return pictures
 

@@ -61,25 +61,29 @@ def save_reconstructions(path: Path, real: Frames, reconstructed: Frames) -> Non
     _write(path, data)
 
 
-def save_dream_gif(path: Path, real: Frames, dreamed: Frames, *, fps: float = 15) -> None:
+def save_dream_gif(
+    path: Path, real: Frames, dreamed: Frames, *, fps: float = 15, refresh: int = 0
+) -> None:
     """GIF: the real sequence on the left, the dream of it on the right, and a frame counter.
 
     One palette serves all frames, so that still pixels stay still and cost nothing.
 
     Args:
         fps: frames a second; GIF rounds a frame's time to 10 ms.
+        refresh: steps after which the dream got real frames again, for the caption; 0: never.
 
     Raises:
         UserError: the file can't be written.
     """
     _check_frames(real, dreamed)
     height, width = FRAME_HW[0] * _SCALE, FRAME_HW[1] * _SCALE
+    kind = f"{refresh}-step dreams" if refresh else "dream"
     pictures = []
     for number, (left, right) in enumerate(zip(real, dreamed, strict=True), 1):
         picture = Image.new("RGB", (2 * width + 3 * _GAP, height + _CAPTION + _GAP), _PAPER)
         draw = ImageDraw.Draw(picture)
         _caption(draw, (_GAP, 0), "real")
-        _caption(draw, (2 * _GAP + width, 0), f"dream  {number}/{len(real)}")
+        _caption(draw, (2 * _GAP + width, 0), f"{kind}  {number}/{len(real)}")
         picture.paste(_enlarged(left), (_GAP, _CAPTION))
         picture.paste(_enlarged(right), (2 * _GAP + width, _CAPTION))
         pictures.append(picture)

@@ -71,14 +71,16 @@ class Recording:
         *,
         start: int,
         steps: int,
+        refresh: int,
         device: torch.device,
     ) -> tuple[Frames, Frames]:
         """Game 0 from step `start`, and the model's dream of it under the same actions.
 
-        The model sees the four real frames up to `start` and then only its own. In a shorter game
-        the dream begins earlier, then is cut.
+        The model sees four real frames and then only its own, for `refresh` steps; then it gets
+        real ones again. In a shorter game the dream begins earlier, then is cut.
 
         Args:
+            refresh: steps of one dream; 0 dreams on to the end.
             film: game 0's frames (T, 84, 64, 3), film[i] being the one that action i was chosen on.
 
         Returns:
@@ -88,18 +90,22 @@ class Recording:
         last = min(len(film), len(self._tokens)) - 1
         start = max(0, min(start, last - steps))
         steps = min(steps, last - start)
-        first = max(0, start - HISTORY + 1)
-        history = [self._tokens[first]] * (HISTORY - 1 - (start - first))
-        history += self._tokens[first : start + 1]
-        tokens_1tk = _int64(np.stack(history), device)
-        actions_1s = _int64(np.array(self._actions[start : start + steps]), device)
-        dreamed_sk = tokens_1tk[0, -1:]
-        if steps:
-            dream = imagine(world_model, tokens_1tk, actions_1s, steps)
-            dreamed_sk = torch.cat([dreamed_sk, dream.tokens_bsk[0]])
+        dreamed = [self._history(start, device)[:, -1]]
+        for begin in range(start, start + steps, refresh or max(1, steps)):
+            actions = np.array(
+                self._actions[begin : min(begin + (refresh or steps), start + steps)]
+            )
+            history_1tk, actions_1s = self._history(begin, device), _int64(actions, device)
+            dream = imagine(world_model, history_1tk, actions_1s, len(actions))
+            dreamed.append(dream.tokens_bsk[0])
         with torch.no_grad():
-            frames = tokenizer.decode(dreamed_sk).cpu().numpy()
+            frames = tokenizer.decode(torch.cat(dreamed)).cpu().numpy()
         return film[start : start + steps + 1], frames
+
+    def _history(self, step: int, device: torch.device) -> torch.Tensor:
+        """Int64 (1, T, K): game 0's frames up to `step`, its first one standing for those before."""
+        rows = [self._tokens[max(0, step - back)] for back in reversed(range(HISTORY))]
+        return _int64(np.stack(rows), device)
 
 
 def _int64(array: NDArray[np.integer], device: torch.device) -> torch.Tensor:

@@ -18,6 +18,7 @@ from wmfast.build import RECENT_GAMES, Counters, Parts, build
 from wmfast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from wmfast.config import Config
 from wmfast.errors import UserError
+from wmfast.metrics import METRICS_FILE
 from wmfast.rng_state import restore_rng, rng_state
 from wmfast.rundir import RunDir
 
@@ -31,6 +32,8 @@ def save(parts: Parts, run: RunDir) -> None:
         counters = asdict(parts.counters)
         counters["recent_returns"] = list(parts.counters.recent_returns)
         counters["wall_s"] = parts.wall_s()
+        metrics = run.path / METRICS_FILE
+        counters["metrics_bytes"] = metrics.stat().st_size if metrics.exists() else 0
         save_checkpoint(
             run.path,
             parts.counters.env_step,

@@ -19,7 +19,7 @@ from wmfast.rundir import RunDir
 from wmfast.warmup import prepare
 
 Stopped = Callable[[], bool]
-_UPDATES_A_ROW = 50  # of the world model, when it is trained first
+_UPDATES_A_ROW, _UPDATES_A_CHECKPOINT = 50, 500  # of a world model that is trained first
 _PRIORITY_FLOOR = 1e-6  # a transition learned to the last bit can still be drawn
 
 
@@ -32,8 +32,14 @@ def train(run: RunDir, config: Config) -> Summary | None:
     with stop_on_signal() as stopped, Reporter.create(config.steps) as reporter:
         parts = restore(run, config) or build(config)
         use_cores(parts)
-        with parts.envs, MetricsLog(run.path, resume_at=parts.counters.env_step) as log:
-            if parts.counters.env_step == 0:
+        begun = parts.counters.env_step > 0
+        resume_at = parts.counters.env_step if begun else -1
+        keep_bytes = parts.counters.metrics_bytes
+        with (
+            parts.envs,
+            MetricsLog(run.path, resume_at=resume_at, keep_bytes=keep_bytes) as log,
+        ):
+            if not begun:
                 prepare(parts, log, reporter, stopped)
             loop(parts, run, log, reporter, stopped)
             return None if stopped() else finish(parts, run, log, reporter)
@@ -46,7 +52,7 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
         return
     save(parts, run)
     if every.mode == "staged":
-        train_world_model_first(parts, log, reporter, stopped)
+        train_world_model_first(parts, run, log, reporter, stopped)
     reporter.phase("training", total=config.steps, completed=counters.env_step, unit="env steps")
     parts.last_row = counters.env_step, parts.wall_s()
     while counters.env_step < config.steps and not stopped():
@@ -108,7 +114,7 @@ def train_world_model(parts: Parts) -> None:
 
 
 def train_world_model_first(
-    parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Stopped
+    parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped: Stopped
 ) -> None:
     """Mode ``staged``: all updates of the world model, on the warm-up, before the agent's first."""
     config = parts.config
@@ -121,7 +127,10 @@ def train_world_model_first(
         train_world_model(parts)
         reporter.advance_to(update + 1)
         if (update + 1) % _UPDATES_A_ROW == 0 or update + 1 == updates:
-            reporter.update(log.log(*parts.position(), parts.measures()))
+            values = parts.measures()  # the rows' train_step counts these updates here
+            reporter.update(log.log(parts.counters.env_step, update + 1, parts.wall_s(), values))
+        if (update + 1) % _UPDATES_A_CHECKPOINT == 0:
+            save(parts, run)
 
 
 def due(parts: Parts, every: int) -> int:

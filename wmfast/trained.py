@@ -62,8 +62,12 @@ def evaluate_run(
     return _play(trained, env, seed=seed, episodes=episodes, epsilon=epsilon)
 
 
-def dream_of_run(run_dir: Path, *, out: Path | None, steps: int, start: int, seed: int) -> Path:
+def dream_of_run(
+    run_dir: Path, *, out: Path | None, steps: int, start: int, refresh: int, seed: int
+) -> Path:
     """A GIF of a real game beside the dream of it; returns its path."""
+    if refresh < 0:
+        raise UserError(f"--refresh {refresh}: must be at least 0")
     if not 1 <= steps <= _MOST_STEPS or not 0 <= start <= _MOST_STEPS:
         raise UserError(
             f"--steps {steps} --start {start}: allowed are 1 to {_MOST_STEPS} steps, "
@@ -84,12 +88,13 @@ def dream_of_run(run_dir: Path, *, out: Path | None, steps: int, start: int, see
         evaluation.frames,
         start=start,
         steps=steps,
+        refresh=refresh,
         device=torch.device("cpu"),
     )
     path = out or run_dir / "media" / "dream.gif"
     with one_line_errors("make", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    save_dream_gif(path, real, dreamed)
+    save_dream_gif(path, real, dreamed, refresh=refresh)
     return path
 
 
