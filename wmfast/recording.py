@@ -91,10 +91,9 @@ class Recording:
         start = max(0, min(start, last - steps))
         steps = min(steps, last - start)
         dreamed = [self._history(start, device)[:, -1]]
-        for begin in range(start, start + steps, refresh or max(1, steps)):
-            actions = np.array(
-                self._actions[begin : min(begin + (refresh or steps), start + steps)]
-            )
+        end, stride = start + steps, refresh or max(1, steps)
+        for begin in range(start, end, stride):
+            actions = np.array(self._actions[begin : min(begin + stride, end)])
             history_1tk, actions_1s = self._history(begin, device), _int64(actions, device)
             dream = imagine(world_model, history_1tk, actions_1s, len(actions))
             dreamed.append(dream.tokens_bsk[0])
@@ -103,7 +102,7 @@ class Recording:
         return film[start : start + steps + 1], frames
 
     def _history(self, step: int, device: torch.device) -> torch.Tensor:
-        """Int64 (1, T, K): game 0's frames up to `step`, its first one standing for those before."""
+        """Int64 (1, T, K): game 0's frames up to `step`, its first one for those before it."""
         rows = [self._tokens[max(0, step - back)] for back in reversed(range(HISTORY))]
         return _int64(np.stack(rows), device)
 

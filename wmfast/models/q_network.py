@@ -66,7 +66,10 @@ class ConvQNetwork(nn.Module):
             nn.ReLU(),
         )
         self.head = DuelingHead(c * (h // 2) * (w // 2), 128, num_actions)
-        self.to(memory_format=torch.channels_last)  # the fastest layout on a CPU
+        for module in self.conv:  # the fastest layout on a CPU
+            if isinstance(module, nn.Conv2d):
+                weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+                module.weight = nn.Parameter(weight)
 
     def forward(self, history_btk: Tensor) -> Tensor:
         """Token histories int64 (B, 4, 336) to action values float32 (B, A)."""
