@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from wmfast.build import Parts, build
-from wmfast.config import PRESETS, Config
+from wmfast.config import PRESETS, Config, WorldModelConfig
 from wmfast.metrics import MetricsLog, read_metrics
 from wmfast.model_file import read_meta
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run
-from wmfast.train import collect, train_agent, train_world_model
+from wmfast.train import collect, learning_rate, train_agent, train_world_model
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -196,6 +196,14 @@ def test_held_out_frames_are_of_a_game_that_the_fit_never_sees(run: RunDir) -> N
     for step, raw in enumerate(warmup):
         assert (seen[3 * step : 3 * step + 3] == raw.frames[:3]).all()
         assert (held_out[step] == raw.frames[3]).all()
+
+
+def test_the_world_models_rate_rises_and_falls() -> None:
+    config = WorldModelConfig(learning_rate=1.0, warmup_updates=10, decay_share=0.25)
+    rates = [learning_rate(update, 1000, config) for update in (0, 4, 9, 500, 750, 875, 999, 2000)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05, 0.05])
+    constant = replace(config, warmup_updates=0, decay_share=0.0)
+    assert {learning_rate(update, 1000, constant) for update in (0, 500, 2000)} == {1.0}
 
 
 def test_staged_trains_the_world_model_before_the_agent(tmp_path: Path) -> None:

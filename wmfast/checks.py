@@ -27,6 +27,7 @@ _FRACTIONS = {
     "env.sticky",
     "tokenizer.ema_decay",
     "tokenizer.dead_code_threshold",
+    "world_model.decay_share",
     "world_model.dropout",
     "world_model.recent_fraction",
     "agent.gamma",

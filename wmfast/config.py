@@ -85,6 +85,8 @@ class WorldModelConfig:
     """AdamW learning rate."""
     warmup_updates: int = 50
     """Updates over which the learning rate rises linearly from zero."""
+    decay_share: float = 0.0
+    """Last share of the run's updates over which the learning rate falls to a twentieth."""
     weight_decay: float = 0.01
     """AdamW weight decay."""
     grad_clip: float = 1.0
@@ -201,6 +203,7 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     copy_gate=True,
     batch_size=32,
     learning_rate=5e-3,
+    decay_share=0.25,
     every=96,
 )
 

@@ -25,6 +25,7 @@ from wmfast.weights import load_weights
 _HELD_OUT_FRAMES = 512
 _TRAINING_FIELDS = (
     "batch_size",
+    "decay_share",
     "done_weight",
     "dropout",
     "every",
