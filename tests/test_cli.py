@@ -66,8 +66,10 @@ def test_bad_train_arguments(
     assert list(tmp_path.iterdir()) == []  # nothing was made
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_without_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     line = refused(capsys, "--device", "cuda")
     assert "--device cuda" in line
     assert "cpu" in line

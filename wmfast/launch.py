@@ -44,14 +44,14 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     Raises:
         UserError, ValueError: one line that names the value and what is allowed.
     """
-    if {"-h", "--help"} & set(arguments):
-        read(Config())
     first = _first_look(arguments)
     preset = first.preset
     if preset not in ("auto", *PRESETS) or first.device not in get_args(Device):
         read(Config())  # says what is allowed
     if preset == "auto":
         preset = "v3" if pick_device(first.device).type == "cuda" else "cpu"
+    if {"-h", "--help"} & set(arguments):
+        read(PRESETS[preset])  # its defaults are those that would hold
     game = game_name(first.game)
     if first.resume:
         saved = load_config(first.run_dir or find_run(game, preset, first.seed))

@@ -75,7 +75,9 @@ def restore(run: RunDir, config: Config) -> Parts | None:
     parts.counters = _counters(checkpoint.state["counters"], str(checkpoint.path))
     parts.clock.restore(checkpoint.state["clock"])
     parts.collector.begin(parts.envs.reset())
-    restore_rng(_generators(parts), checkpoint.state["rng"])
+    saved = checkpoint.state["rng"]  # of a CPU run, say, that goes on with a GPU
+    generators = {name: value for name, value in _generators(parts).items() if name in saved}
+    restore_rng(generators, saved)
     return parts
 
 

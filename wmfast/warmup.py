@@ -1,4 +1,4 @@
-"""Before the loop: random play, a tokenizer that fits it, and, when staged, the world model."""
+"""Before the loop: random play, and a tokenizer that is fitted to it or read from a file."""
 
 from __future__ import annotations
 
