@@ -57,6 +57,9 @@ py::array exact_array(const py::handle& object, const std::string& name,
     throw py::value_error(name + " is not C-contiguous; pass numpy.ascontiguousarray(" + name +
                           ")");
   }
+  if (!(array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) {
+    throw py::value_error(name + " is not aligned in memory; pass a copy");
+  }
   return array;
 }
 
@@ -77,7 +80,23 @@ py::array_t<T> short_vector(const py::handle& object, const std::string& name, p
     throw py::value_error(name + " has shape " + shape_text(array) + ", must be " +
                           shape_text(Shape{size}));
   }
-  return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(array);
+  constexpr int kFlags = py::array::c_style | py::array::forcecast;
+  const auto vector =
+      py::array_t<T, kFlags | py::detail::npy_api::NPY_ARRAY_ALIGNED_>::ensure(array);
+  if (!vector) {  // numpy's warning of an overflow, turned into an error by the caller's filters
+    throw py::value_error(name + " has a value that does not fit " +
+                          py::str(py::dtype::of<T>()).cast<std::string>());
+  }
+  if (array.dtype().kind() == 'u' && array.itemsize() == sizeof(T)) {
+    const T* const values = vector.data();
+    for (py::ssize_t i = 0; i < size; ++i) {
+      if (!(values[i] < T{0})) continue;  // wrapped round
+      throw py::value_error(name + "[" + std::to_string(i) + "] is " +
+                            py::str(array[py::int_(i)]).cast<std::string>() +
+                            ", more than 64 signed bits hold");
+    }
+  }
+  return vector;
 }
 
 template <typename T>

@@ -2,9 +2,14 @@
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <functional>
+#include <initializer_list>
+#include <limits>
+
 #include "array_arguments.hpp"
 #include "batch.hpp"
 #include "bindings.hpp"
+#include "gil_released.hpp"
 #include "wmfast/token_replay.hpp"
 
 namespace wmfast::bindings {
@@ -14,10 +19,31 @@ namespace {
 template <typename T>
 py::array output(const py::object& out, const char* name, const Shape& shape) {
   if (out.is_none()) return py::array_t<T>(shape);
-  if (!out.contains(name)) throw py::value_error(std::string("out has no array \"") + name + "\"");
+  const int has = PySequence_Contains(out.ptr(), py::str(name).ptr());
+  if (has < 0) throw py::error_already_set();
+  if (has == 0) throw py::value_error(std::string("out has no array \"") + name + "\"");
   py::array array = exact_array<T>(out[name], std::string("out[\"") + name + "\"]", {shape});
   if (!array.writeable()) throw py::value_error(std::string("out[\"") + name + "\"] is read-only");
   return array;
+}
+
+// The caller's arrays may not share memory: what was written first would be overwritten.
+void require_disjoint(const py::object& out,
+                      std::initializer_list<std::pair<const char*, const py::array*>> arrays) {
+  if (out.is_none()) return;
+  for (auto one = arrays.begin(); one != arrays.end(); ++one) {
+    for (auto other = arrays.begin(); other != one; ++other) {
+      const auto begin = [](const auto& pair) {
+        return static_cast<const std::byte*>(pair.second->data());
+      };
+      const std::less<const std::byte*> before;
+      if (before(begin(*one), begin(*other) + other->second->nbytes()) &&
+          before(begin(*other), begin(*one) + one->second->nbytes())) {
+        throw py::value_error(std::string("out[\"") + other->first + "\"] and out[\"" + one->first +
+                              "\"] share memory");
+      }
+    }
+  }
 }
 
 void require_positive(const char* what, py::ssize_t value) {
@@ -44,6 +70,7 @@ std::unique_ptr<TokenReplay> make(std::int64_t capacity, std::int64_t num_envs,
     throw py::value_error("reward_transform is '" + reward_transform +
                           "', allowed are 'none', 'sign'");
   }
+  if (path && path->empty()) throw py::value_error("path is '', must name a file");
   ReplayOptions options{
       .capacity = capacity,
       .num_envs = num_envs,
@@ -59,7 +86,7 @@ std::unique_ptr<TokenReplay> make(std::int64_t capacity, std::int64_t num_envs,
       .reward_transform =
           reward_transform == "sign" ? RewardTransform::kSign : RewardTransform::kNone,
       .path = path.value_or(std::filesystem::path())};
-  const py::gil_scoped_release release;
+  const GilReleased release;
   return std::make_unique<TokenReplay>(options);
 }
 
@@ -99,7 +126,7 @@ void add(TokenReplay& replay, const py::object& frames, const py::object& action
     life_array = flags(life_lost, "life_lost");
     step.life_lost = bytes(life_array);
   }
-  const py::gil_scoped_release release;
+  const GilReleased release;
   replay.add(step);
 }
 
@@ -125,13 +152,29 @@ Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool wind
   py::array discount = output<float>(out, "discount", {batch_size});
   py::array weight = output<float>(out, "weight", {batch_size});
   py::array index = output<std::int64_t>(out, "index", {batch_size});
+  if (window) {
+    require_disjoint(out, {{"window", &frames},
+                           {"action", &action},
+                           {"reward", &reward},
+                           {"discount", &discount},
+                           {"weight", &weight},
+                           {"index", &index}});
+  } else {
+    require_disjoint(out, {{"state", &state},
+                           {"next_state", &next_state},
+                           {"action", &action},
+                           {"reward", &reward},
+                           {"discount", &discount},
+                           {"weight", &weight},
+                           {"index", &index}});
+  }
   target.action = mutable_view<std::int64_t>(action);
   target.reward = mutable_view<float>(reward);
   target.discount = mutable_view<float>(discount);
   target.weight = mutable_view<float>(weight);
   target.index = mutable_view<std::int64_t>(index);
   {
-    const py::gil_scoped_release release;
+    const GilReleased release;
     replay.sample(target, beta);
   }
   Fields fields;
@@ -155,6 +198,9 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
                        const py::object& out) {
   require_positive("batch_size", batch_size);
   require_positive("length", length);
+  if (length > std::numeric_limits<std::int32_t>::max()) {
+    throw py::value_error("length is " + std::to_string(length) + ", allowed are 1 to 2147483647");
+  }
   const auto history = static_cast<py::ssize_t>(replay.options().history);
   const auto tokens_per_frame = static_cast<py::ssize_t>(replay.frame_tokens());
   const Shape steps{batch_size, length};
@@ -164,6 +210,11 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
   py::array reward = output<float>(out, "reward", steps);
   py::array terminated = output<bool>(out, "terminated", steps);
   py::array mask = output<bool>(out, "mask", steps);
+  require_disjoint(out, {{"tokens", &tokens},
+                         {"action", &action},
+                         {"reward", &reward},
+                         {"terminated", &terminated},
+                         {"mask", &mask}});
   const auto bytes = [](py::array& array) {
     return std::span(static_cast<std::uint8_t*>(array.mutable_data()),
                      static_cast<std::size_t>(array.size()));
@@ -177,7 +228,7 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
   std::optional<Recent> window;
   if (recent) window = Recent{recent->first, recent->second};
   {
-    const py::gil_scoped_release release;
+    const GilReleased release;
     replay.sample_sequences(target, window);
   }
   return Batch({{"tokens", tokens},
@@ -193,14 +244,14 @@ std::int64_t update_priorities(TokenReplay& replay, const py::object& index,
   const auto ids = short_vector<std::int64_t>(index, "index", count, "iu", "an integer type");
   const auto values =
       short_vector<double>(priority, "priority", count, "fiu", "a real number type");
-  const py::gil_scoped_release release;
+  const GilReleased release;
   return replay.update_priorities(view<std::int64_t>(ids), view<double>(values));
 }
 
 py::dict stats(const TokenReplay& replay) {
   ReplayStats stats;
   {
-    const py::gil_scoped_release release;
+    const GilReleased release;
     stats = replay.stats();
   }
   py::dict result;
@@ -223,13 +274,22 @@ std::string text(const TokenReplay& replay) {
          ", stored=" + std::to_string(replay.size()) + ")";
 }
 
+// Text with a file's name in it, which need not be UTF-8.
+py::object text_of_path(const std::string& text) {
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(text.data(), static_cast<py::ssize_t>(text.size())));
+}
+
 void translate(std::exception_ptr pointer) {
   try {
     if (pointer) std::rethrow_exception(pointer);
   } catch (const FileError& error) {
     // OSError(errno, text, filename) picks FileNotFoundError and its like by itself.
-    const py::tuple arguments = py::make_tuple(error.code(), error.what(), error.path().string());
+    const py::tuple arguments =
+        py::make_tuple(error.code(), error.what(), text_of_path(error.path().string()));
     PyErr_SetObject(PyExc_OSError, arguments.ptr());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetObject(PyExc_ValueError, text_of_path(error.what()).ptr());
   }
 }
 
@@ -249,7 +309,7 @@ void bind_replay(py::module_& module) {
   const auto option = [](auto member) {
     return [member](const TokenReplay& replay) { return replay.options().*member; };
   };
-  const auto release = py::call_guard<py::gil_scoped_release>();
+  const auto release = py::call_guard<GilReleased>();
   py::class_<TokenReplay>(module, "TokenReplay")
       .def(py::init(&make), "capacity"_a, "num_envs"_a, py::kw_only(),
            "frame_shape"_a = std::vector<std::int64_t>{21, 16}, "vocab_size"_a = 512,

@@ -22,7 +22,7 @@ int flags_of(File::Mode mode) {
     case File::Mode::kCreate:
       break;
   }
-  return O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC;
+  return O_RDWR | O_CREAT | O_CLOEXEC;
 }
 
 }  // namespace
@@ -36,6 +36,32 @@ DamagedFile::DamagedFile(const std::filesystem::path& path, const std::string& w
 File::File(std::filesystem::path path, Mode mode)
     : path_(std::move(path)), descriptor_(::open(path_.c_str(), flags_of(mode), 0644)) {
   if (descriptor_ < 0) throw FileError(errno, path_, "cannot open");
+  if (mode != Mode::kCreate) return;
+  try {
+    take_over();
+    resize(0);
+  } catch (...) {
+    ::close(descriptor_);
+    throw;
+  }
+}
+
+void File::take_over() {
+  for (;;) {
+    if (!try_lock()) throw DamagedFile(path_, "is in use by another process or buffer");
+    if (is_at_path()) return;
+    // Who had the lock before us renamed the file: what we hold is not ours to empty.
+    ::close(descriptor_);
+    descriptor_ = ::open(path_.c_str(), flags_of(Mode::kCreate), 0644);
+    if (descriptor_ < 0) throw FileError(errno, path_, "cannot open");
+  }
+}
+
+bool File::is_at_path() const {
+  struct stat open{}, named{};
+  if (::fstat(descriptor_, &open) != 0) throw FileError(errno, path_, "cannot inspect");
+  return ::stat(path_.c_str(), &named) == 0 && open.st_dev == named.st_dev &&
+         open.st_ino == named.st_ino;
 }
 
 File::~File() {
@@ -90,6 +116,7 @@ void File::sync() {
 bool File::try_lock() {
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) == 0) return true;
   if (errno == EWOULDBLOCK) return false;
+  if (errno == ENOSYS || errno == EOPNOTSUPP || errno == ENOLCK) return true;
   throw FileError(errno, path_, "cannot lock");
 }
 

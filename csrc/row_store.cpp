@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <string>
 
 #include "wmfast/checksum.hpp"
@@ -50,6 +51,10 @@ std::uint64_t ReplayHeader::check_of_fixed() const {
   Checksum sum;
   sum.add({reinterpret_cast<const std::byte*>(this), offsetof(ReplayHeader, fixed_check)});
   return sum.value();
+}
+
+double ReplayHeader::largest_leaf() const {
+  return std::numeric_limits<double>::max() / (2.0 * static_cast<double>(rows()));
 }
 
 std::uint64_t check_of_steps(std::uint64_t steps) {
@@ -105,6 +110,9 @@ RowStore::RowStore(const ReplayHeader& header) : RowStore(header, std::nullopt, 
 RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted)
     : RowStore(wanted, create_or_open(path, wanted), true) {
   verify();
+  // A process killed in the middle of a commit has left the check of the step before; another kill
+  // there must not find it two steps behind.
+  header_->steps_check = check_of_steps(header_->steps);
   rebuild_free_finals();
 }
 

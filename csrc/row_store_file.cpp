@@ -43,25 +43,28 @@ void require_same_geometry(const std::filesystem::path& path, const ReplayHeader
 
 File RowStore::create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted) {
   const Layout layout(wanted, true);
-  if (!std::filesystem::exists(path)) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) {
     // Made beside and renamed: a kill in between leaves no half-made store.
     std::filesystem::path beside = path;
     beside += ".new";
     File file(beside, File::Mode::kCreate);
+    const bool made_meanwhile = std::filesystem::exists(path, ignored);
     try {
-      file.resize(layout.end);
-      file.reserve(0, layout.finals);  // a full disk shows now, not as a bus error later
-      std::array<std::byte, sizeof(ReplayHeader)> bytes;
-      std::memcpy(bytes.data(), &wanted, sizeof(wanted));
-      file.write(bytes);
-      if (!file.try_lock()) throw DamagedFile(beside, "another process is making this store");
-      file.rename_to(path);
+      if (!made_meanwhile) {
+        file.resize(layout.end);
+        file.reserve(0, layout.finals);  // a full disk shows now, not as a bus error later
+        std::array<std::byte, sizeof(ReplayHeader)> bytes;
+        std::memcpy(bytes.data(), &wanted, sizeof(wanted));
+        file.write(bytes);
+        file.rename_to(path);
+        return file;
+      }
     } catch (...) {
-      std::error_code ignored;
-      std::filesystem::remove(beside, ignored);
+      if (file.path() == beside) std::filesystem::remove(beside, ignored);
       throw;
     }
-    return file;
+    std::filesystem::remove(beside, ignored);
   }
   File file(path, File::Mode::kReadWrite);
   if (!file.try_lock()) throw DamagedFile(path, "is in use by another process or buffer");
@@ -83,11 +86,13 @@ void RowStore::verify() const {
   const std::filesystem::path& path = file_->path();
   const bool steps_ok = header.steps_check == check_of_steps(header.steps) ||
                         header.steps_check == check_of_steps(header.steps - 1);
-  if (!steps_ok || header.final_slots > header.rows() || !std::isfinite(header.max_priority) ||
-      header.max_priority < 0.0) {
+  const bool priority_ok = header.max_priority >= 0.0 && std::isfinite(header.max_priority) &&
+                           std::pow(header.max_priority, header.alpha) <= header.largest_leaf();
+  if (!steps_ok || header.final_slots > header.rows() || !priority_ok || header.rng == RngState{}) {
     throw DamagedFile(path, "damaged header");
   }
   const std::uint64_t oldest = header.steps - std::min(header.steps, header.kept);
+  std::vector<bool> taken(header.same_step ? header.final_slots : 0, false);
   for (std::uint64_t env = 0; env < header.num_envs; ++env) {
     for (std::uint64_t step = oldest; step < header.steps; ++step) {
       const std::size_t at = row(env, slot_of(step));
@@ -98,6 +103,10 @@ void RowStore::verify() const {
           row_check_[at] != row_check(at, step)) {
         throw DamagedFile(path, "damaged row: " + name);
       }
+      if (index && taken[*index]) {
+        throw DamagedFile(path, "damaged row: " + name + " has the final frame of another row");
+      }
+      if (index) taken[*index] = true;
     }
   }
 }

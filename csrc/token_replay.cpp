@@ -31,6 +31,7 @@ TokenReplay::TokenReplay(const ReplayOptions& options)
       envs_(static_cast<std::size_t>(options.num_envs)),
       tokens_(header_of(options).frame_tokens()),
       history_(static_cast<std::size_t>(options.history)),
+      mutex_(!options.path.empty()),
       store_(make_store(options)),
       drawable_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
       rows_tree_(drawable_) {
@@ -61,7 +62,7 @@ void TokenReplay::build_trees(bool revive) {
   rows_tree_.rebuild();
   if (!priority_tree_) return;
   for (std::size_t leaf = 0; leaf < leaves.size(); ++leaf) {
-    const bool sound = std::isfinite(leaves[leaf]) && leaves[leaf] >= 0.0;
+    const bool sound = leaves[leaf] >= 0.0 && leaves[leaf] <= store_.header().largest_leaf();
     if (drawable_[leaf] == 0) {
       if (leaves[leaf] != 0.0) leaves[leaf] = 0.0;  // reading alone takes no memory
     } else if (!sound || (revive && leaves[leaf] == 0.0)) {
@@ -161,11 +162,9 @@ void TokenReplay::add(const StepInput& step) {
   const std::lock_guard lock(mutex_);
   require_step(step);
   if (!step.final_frames.empty()) {
-    std::size_t ended = 0;
-    for (std::size_t env = 0; env < envs_; ++env) {
-      ended += step.terminated[env] || step.truncated[env] ? 1u : 0u;
-    }
-    store_.reserve_finals(ended);  // the last thing that can fail
+    // The last thing that can fail. For every env: the flags are the caller's memory, and another
+    // thread may set one after they were counted.
+    store_.reserve_finals(envs_);
   }
   const std::uint64_t now = store_.header().steps;
   if (store_.header().cut_at == now && now > 0) apply_cut();

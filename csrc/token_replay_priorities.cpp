@@ -1,6 +1,5 @@
 // TokenReplay: priorities.
 #include <cmath>
-#include <limits>
 
 #include "wmfast/token_replay.hpp"
 
@@ -16,8 +15,7 @@ std::int64_t TokenReplay::update_priorities(std::span<const std::int64_t> index,
                                 " elements, priority has " + std::to_string(priority.size()));
   }
   const std::uint64_t issued = store_.header().steps * envs_;
-  const double limit =
-      std::numeric_limits<double>::max() / (2.0 * static_cast<double>(store_.header().rows()));
+  const double limit = store_.header().largest_leaf();
   std::vector<std::size_t> leaf;
   std::vector<double> weight;
   leaf.reserve(index.size());

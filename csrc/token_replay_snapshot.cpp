@@ -37,6 +37,20 @@ std::uint64_t snapshot_bytes(const ReplayHeader& header) {
   return kHeaderBytes + rows * row_bytes + header.final_slots * frame_bytes + sizeof(std::uint64_t);
 }
 
+// The rename would cut a store off from its name: all it holds would be lost with its process.
+void refuse_live_store(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(path, ignored)) return;
+  File file(path, File::Mode::kRead);
+  std::array<char, kLiveMagic.size()> magic{};
+  if (file.size() < magic.size()) return;
+  file.read(std::as_writable_bytes(std::span(magic)));
+  if (magic == kLiveMagic) {
+    throw std::invalid_argument(path.string() +
+                                ": is a live store, a snapshot would replace it: save elsewhere");
+  }
+}
+
 }  // namespace
 
 void TokenReplay::save(const std::filesystem::path& path) {
@@ -56,8 +70,9 @@ void TokenReplay::save(const std::filesystem::path& path) {
 
   std::filesystem::path beside = path;
   beside += ".tmp";
+  refuse_live_store(path);
+  File file(beside, File::Mode::kCreate);
   try {
-    File file(beside, File::Mode::kCreate);
     Checksum sum;
     sum.add(page);
     file.write(page);
@@ -71,7 +86,7 @@ void TokenReplay::save(const std::filesystem::path& path) {
     file.rename_to(path);
   } catch (...) {
     std::error_code ignored;
-    std::filesystem::remove(beside, ignored);
+    if (file.path() == beside) std::filesystem::remove(beside, ignored);
     throw;
   }
 }

@@ -192,3 +192,47 @@ def test_damaged_and_foreign_stores_are_named(tmp_path: Path) -> None:
     assert replay.sample(4).state.shape == (4, 2, 5)
     replay.save(tmp_path / "snapshot")
     assert TokenReplay.load(tmp_path / "snapshot").n_step == 3
+
+
+def test_a_snapshot_never_replaces_a_live_store(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    replay = small(path=path)
+    add_some(replay)
+    for saver in (replay, small()):
+        with pytest.raises(ValueError, match=f"{path}: is a live store, a snapshot would replace"):
+            saver.save(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["store"]
+    with pytest.raises(ValueError, match=f"{path}: is a live store"):
+        TokenReplay.load(path)
+    # Nor does the file that a save writes first.
+    beside = small(path=tmp_path / "snapshot.tmp")
+    with pytest.raises(ValueError, match=r"snapshot.tmp: is in use by another process or buffer"):
+        replay.save(tmp_path / "snapshot")
+    add_some(beside)
+    del replay
+    assert len(small(path=path)) == len(beside) == 10 * ENVS
+
+
+def test_paths_that_are_no_store_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "letter").write_text("Dear reader, " * 1000)
+    (tmp_path / "short").write_text("Hi")
+    small().save(tmp_path / "snapshot")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    openers = [lambda path: small(path=path), TokenReplay.load]
+    for opener in openers:
+        for name, why in {
+            "empty": "the file ends too early",
+            "short": "the file ends too early",
+            "letter": "is not a replay buffer of wmfast",
+        }.items():
+            with pytest.raises(ValueError, match=f"{tmp_path / name}: {why}"):
+                opener(tmp_path / name)
+        for path in (tmp_path, tmp_path / "no" / "folder", tmp_path / ("x" * 300), b"/\xff/\xff"):
+            with pytest.raises(OSError, match=r"cannot open|Is a directory|cannot read"):
+                opener(path)
+    with pytest.raises(ValueError, match="is a snapshot: open it with TokenReplay"):
+        small(path=tmp_path / "snapshot")
+    with pytest.raises(OSError, match="cannot move"):
+        small().save(tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

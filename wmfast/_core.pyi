@@ -58,7 +58,8 @@ class TokenReplay:
             over where it stands (``n_step``, ``gamma``, ``history``, ``seed`` and
             ``reward_transform`` may differ from last time). Call ``cut`` after taking it over
             unless the streams really go on. Survives the process, not a power failure. A zero
-            priority becomes the largest seen.
+            priority becomes the largest seen, as does one that can't be right; a damaged
+            row is refused. One buffer at a time: others, and forked children, are refused.
 
     Raises:
         ValueError: an option out of range; a damaged file, one in use or of other geometry.

@@ -43,7 +43,9 @@ class OutOfMemory : public std::bad_alloc {
 // An open file descriptor. Every method throws FileError.
 class File {
  public:
-  enum class Mode { kRead, kReadWrite, kCreate };  // kCreate: read and write, emptied
+  // kCreate: read and write, locked, then emptied; throws DamagedFile where another process or
+  // buffer holds the file, and leaves that file as it is.
+  enum class Mode { kRead, kReadWrite, kCreate };
 
   File(std::filesystem::path path, Mode mode);
   File(File&& other) noexcept
@@ -59,10 +61,14 @@ class File {
   void resize(std::uint64_t bytes);                        // grows without taking disk space
   void reserve(std::uint64_t begin, std::uint64_t bytes);  // takes the disk space now
   void sync();
-  bool try_lock();  // false: another process or buffer holds the file
+  bool try_lock();  // false: another process or buffer holds the file. A file system that knows no
+                    // locks keeps nobody out.
   void rename_to(const std::filesystem::path& target);  // atomic; then the folder is synced
 
  private:
+  bool is_at_path() const;  // the name still leads to the open file
+  void take_over();         // kCreate: locks the file, or the one that has its name by now
+
   std::filesystem::path path_;
   int descriptor_;
 };

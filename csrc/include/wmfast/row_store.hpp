@@ -73,6 +73,7 @@ struct ReplayHeader {
   std::uint64_t slots() const { return kept + 1; }
   std::uint64_t rows() const { return slots() * num_envs; }
   std::uint64_t check_of_fixed() const;
+  double largest_leaf() const;  // a priority^alpha beyond it could overflow the sum
 };
 
 inline constexpr std::uint64_t kReplayVersion = 1;

@@ -21,17 +21,20 @@
 // Thread rule: any calls at once; a mutex makes each of them whole. Arguments are checked before
 // anything is changed: a call that throws has changed nothing. Errors are std::invalid_argument
 // (ValueError), std::out_of_range (IndexError), OutOfMemory, FileError, DamagedFile.
+//
+// fork() waits for calls under way; the child's copy of a buffer in memory is its own, a mapped
+// store stays the parent's (every call in the child throws std::runtime_error).
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "wmfast/call_mutex.hpp"
 #include "wmfast/row_store.hpp"
 #include "wmfast/sum_tree.hpp"
 
@@ -181,7 +184,7 @@ class TokenReplay {
   const std::size_t envs_;
   const std::size_t tokens_;   // K
   const std::size_t history_;  // H
-  mutable std::mutex mutex_;
+  mutable CallMutex mutex_;
   RowStore store_;
   std::vector<std::uint8_t> drawable_;                    // [slot][env] 0 or 1
   SumTree<std::uint8_t, std::uint32_t> rows_tree_;        // counts drawable rows
