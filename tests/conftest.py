@@ -7,6 +7,9 @@ import os
 import pytest
 import torch
 
+# Triton's interpreter needs a process of its own: test_interpreted.py starts it.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
 
 def pytest_configure() -> None:
     # The tests' networks are tiny; on a busy machine two threads that wait for each other are many

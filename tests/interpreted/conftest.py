@@ -1,0 +1,84 @@
+"""Kernels in Triton's interpreter: numerics without a GPU, in a process of their own.
+
+``tests/test_interpreted.py`` starts it; by hand: ``TRITON_INTERPRET=1 pytest tests/interpreted``.
+Every output is poisoned before a kernel writes it, and every test that takes ``offsets`` runs with
+32-bit and with 64-bit offsets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    raise pytest.UsageError("tests/interpreted: set TRITON_INTERPRET=1, before triton is imported")
+
+import triton.language as tl
+from triton.runtime import interpreter
+from wmfast.kernels import launch
+
+
+def _as_float32(handle: Any) -> npt.NDArray[Any]:
+    """The interpreter keeps bfloat16 as uint16 bits; float32 holds the same values."""
+    data: npt.NDArray[Any] = handle.data
+    if handle.dtype.scalar != tl.bfloat16:
+        return data
+    return (data.astype(np.uint32) << 16).view(np.float32)
+
+
+def _correct_the_product_of_bfloat16() -> None:
+    """``tl.dot`` multiplies the raw bits of bfloat16 operands there (triton issue 11584)."""
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
+        if tl.bfloat16 not in (a.dtype.scalar, b.dtype.scalar):
+            return plain(self, a, b, d, *options)
+        product = np.matmul(_as_float32(a), _as_float32(b), dtype=np.float32)
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
+_correct_the_product_of_bfloat16()
+
+
+def poison(tensor: Tensor) -> Tensor:
+    """NaN, or the lowest integer: what no kernel may leave in an output."""
+    if tensor.is_floating_point():
+        return tensor.fill_(torch.nan)
+    return tensor.fill_(True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).min)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: poison(make(*args, **kwargs))
+
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided")),
+        (Tensor, ("new_empty",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def _plain_float_arithmetic() -> Iterator[None]:
+    """Overflow to infinity and NaN are results here, as on a GPU, not warnings of numpy."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture(params=["int32", "int64"])
+def offsets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Once as the sizes ask for, once with ``launch.wide`` always true."""
+    if request.param == "int64":
+        monkeypatch.setattr(launch, "NARROW_LIMIT", 0)
+    return str(request.param)

@@ -1,0 +1,48 @@
+"""The harness itself: what the interpreter gets wrong is corrected, outputs are poisoned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from wmfast.kernels import launch
+
+
+@triton.jit
+def _product_kernel(a, b, out, SIZE: tl.constexpr):
+    row = tl.arange(0, SIZE)[:, None]
+    column = tl.arange(0, SIZE)[None, :]
+    left = tl.load(a + row * SIZE + column)
+    right = tl.load(b + row * SIZE + column)
+    tl.store(out + row * SIZE + column, tl.dot(left, right))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_products_of_every_dtype(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 16, generator=generator).to(dtype)
+    out = torch.empty(16, 16)
+    _product_kernel[(1,)](a, b, out, SIZE=16)
+    torch.testing.assert_close(out, a.float() @ b.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.int64])
+def test_outputs_are_poisoned(dtype: torch.dtype) -> None:
+    like = torch.zeros(3, dtype=dtype)
+    made = (torch.empty(3, dtype=dtype), torch.empty_like(like), like.new_empty(3))
+    for tensor in made:
+        assert tensor.isnan().all() if dtype.is_floating_point else (tensor < -1000).all()
+
+
+def test_offsets_of_both_widths(offsets: str) -> None:
+    assert launch.wide(torch.zeros(4, 4)) == (offsets == "int64")
+
+
+def test_wide_looks_at_the_last_element() -> None:
+    assert not launch.wide(torch.empty(0, 1 << 40, device="meta"))
+    assert not launch.wide(torch.empty(1 << 31, device="meta"))
+    assert launch.wide(torch.empty((1 << 31) + 1, device="meta"))
+    every_other = torch.empty(3, 1 << 30, device="meta")[::2, :1]
+    assert launch.wide(torch.zeros(2), every_other)
+    assert not launch.wide(every_other[:1])

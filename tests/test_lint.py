@@ -1,0 +1,73 @@
+"""The ahead-of-time lint: each of its limits refuses a kernel that was made to break it."""
+
+from __future__ import annotations
+
+import pytest
+from linted_kernels import product
+from wmfast.kernels import lint
+from wmfast.kernels.lint import Case, Report, compile_case, faults, read_report
+
+SOUND = Report(registers=128, spills=0, shared_bytes=65536, mma=16, serialized=False)
+CASE = product(90, 64, 32, 64)
+
+
+@pytest.mark.parametrize("sm", [80, 90])
+def test_a_sound_kernel_uses_the_tensor_cores_and_passes(sm: int) -> None:
+    case = product(sm, 64, 32, 64)
+    report = read_report(compile_case(case), sm)
+    assert faults(report, case) == []
+    assert report.mma > 0
+    assert 16 < report.registers < 255
+    assert report.shared_bytes >= 2 * 64 * (64 + 32)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (product(90, 64, 128, 32, warps=1), "spilled registers"),
+        (
+            product(90, 128, 128, 128, warps=8, stages=5),
+            "bytes of shared memory, allowed are 2324",
+        ),
+        (product(80, 64, 64, 16, kind="*fp32"), "miss the tensor cores"),
+    ],
+    ids=["spill", "shared", "ieee"],
+)
+def test_a_kernel_beyond_a_limit_is_refused(case: Case, words: str) -> None:
+    assert words in "; ".join(faults(read_report(compile_case(case), case.sm), case))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spills": 1}, "1 loads and stores"),
+        ({"shared_bytes": 232_449}, "232449 bytes"),
+        ({"mma": 0}, "tensor cores"),
+        ({"serialized": True}, "serialized"),
+    ],
+)
+def test_every_limit_alone(change: dict[str, int], words: str) -> None:
+    assert faults(SOUND, CASE) == []
+    (fault,) = faults(SOUND._replace(**change), CASE)
+    assert words in fault
+    assert faults(SOUND._replace(mma=0), CASE._replace(tensor_cores=False)) == []
+
+
+def test_the_command_names_what_it_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lint, "MODULES", ("linted_kernels",))
+    assert lint.main(["--jobs", "1"]) == 1
+    sound, refused, total = capsys.readouterr().out.splitlines()
+    assert sound.startswith("sound")
+    assert "HGMMA" in sound
+    assert refused.startswith("REFUSED  product 64 x 33 x 64")
+    assert "1 of 2 cases are sound" in total
+    assert lint.main(["--only", "64 x 32", "--jobs", "1"]) == 0
+    assert lint.main(["--sm", "80"]) == 1  # nothing to look at is no success
+    assert "no case" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_arguments_that_do_not_match_the_kernel_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\['steps'\] do not match"):
+        compile_case(CASE._replace(signature={"a": "*fp16", "b": "*fp16", "out": "*fp32"}))
