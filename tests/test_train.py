@@ -38,15 +38,6 @@ def wmfast(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a finished run, and what it printed."""
-    folder = tmp_path_factory.mktemp("train") / "run"
-    done = wmfast("train", "--game", "Breakout", "--preset", "smoke", "--run-dir", folder)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
     config = replace(SMOKE, run_dir=tmp_path / "run")

@@ -60,10 +60,10 @@ def imagine(
     tokens, actions, predictions = [], [], []
     for step in range(horizon):
         action_b = policy[:, step] if isinstance(policy, Tensor) else policy(history_btk)
-        prediction: Prediction = world_model(history_btk, action_b)
-        token_bk = _choose(prediction, temperature, generator)
-        history_btk = torch.cat([history_btk[:, 1:], token_bk[:, None]], dim=1)
-        tokens.append(token_bk)
+        prediction, history_btk = imagined_step(
+            world_model, history_btk, action_b, temperature=temperature, generator=generator
+        )
+        tokens.append(history_btk[:, -1])
         actions.append(action_b)
         predictions.append((prediction.reward(), prediction.done()))
     world_model.train(was_training)
@@ -75,6 +75,24 @@ def imagine(
         reward_bs=torch.stack(rewards, dim=1) if rewards else None,
         done_bs=torch.stack(dones, dim=1) if dones else None,
     )
+
+
+def imagined_step(
+    world_model: WorldModel,
+    history_btk: Tensor,
+    action_b: Tensor,
+    *,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Prediction, Tensor]:
+    """One step of `imagine`, for who chooses the next action elsewhere.
+
+    Returns:
+        The prediction, and the history (B, T, K) after it.
+    """
+    prediction: Prediction = world_model(history_btk, action_b)
+    token_bk = _choose(prediction, temperature, generator)
+    return prediction, torch.cat([history_btk[:, 1:], token_bk[:, None]], dim=1)
 
 
 def _choose(
