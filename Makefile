@@ -10,6 +10,8 @@ STEPS ?=
 SEED ?=
 PRESET ?=
 ARGS ?=
+FUZZ_SECONDS ?= 60
+CLANG ?= $(shell command -v clang++ || command -v clang++-14 || echo clang++)
 
 BIN := $(VENV)/bin
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard $(CONSTRAINTS)) \
@@ -22,7 +24,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cpp bench lint types fmt
+.PHONY: help train test test-cpp fuzz bench lint types fmt
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +41,18 @@ test-cpp: $(VENV)/.dev  ## The C++ tests: plain, under ASan + UBSan, under TSan
 	$(call cpp_tests,plain,,)
 	$(call cpp_tests,asan,address$(comma)undefined,)
 	$(call cpp_tests,tsan,thread,$(NO_ASLR))
+
+fuzz: $(VENV)/.dev  ## The replay buffer under clang's libFuzzer for FUZZ_SECONDS (60), goes on from build/fuzz
+	@echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | $(CLANG) -x c++ \
+		-fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null || { echo "make fuzz needs clang with \
+	libFuzzer; $(CLANG) has none (Debian: apt-get install clang libclang-rt-14-dev; CLANG=... names another)" >&2; exit 2; }
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp-fuzz -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g" -DWMFAST_BUILD_PYTHON=OFF -DWMFAST_BUILD_TESTS=ON \
+		-DWMFAST_LIBFUZZER=ON -DWMFAST_SANITIZE=address,undefined
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cpp-fuzz --target fuzz_token_replay
+	mkdir -p build/fuzz
+	build/cpp-fuzz/csrc/tests/fuzz_token_replay -max_total_time=$(FUZZ_SECONDS) -max_len=400 -len_control=0 \
+		-artifact_prefix=build/fuzz- -print_final_stats=1 build/fuzz
 
 bench: $(VENV)/.dev  ## The benchmarks, answers compared before times (ARGS=--benchmark-disable: no timing)
 	$(BIN)/pytest bench $(ARGS)
