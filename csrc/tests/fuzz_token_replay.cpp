@@ -59,8 +59,10 @@ class Bytes {
 };
 
 std::vector<char> contents(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+  std::vector<char> bytes(fs::file_size(path));
+  std::ifstream(path, std::ios::binary)
+      .read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  return bytes;
 }
 
 wmfast::ReplayOptions options_from(Bytes& bytes) {
@@ -135,7 +137,7 @@ class Session {
   }
 
   const std::map<std::int64_t, Drawn>& rows() {
-    if (!rows_) rows_ = oracle_.drawable();
+    if (!rows_) rows_ = oracle_.drawable(false);
     return *rows_;
   }
 
@@ -172,7 +174,7 @@ class Session {
       return;
     }
     replay_->sample(batch.view(), 0.4);
-    check_rows(batch, rows());
+    check_rows(batch, oracle_.drawable());
     double smallest = std::numeric_limits<double>::infinity();
     for (const std::int64_t id : batch.index) smallest = std::min(smallest, leaf(id));
     for (std::size_t i = 0; i < batch.index.size(); ++i) {

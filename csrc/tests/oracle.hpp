@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "check.hpp"
@@ -76,8 +77,8 @@ class Oracle {
     cut_ = false;
   }
 
-  // Every row that can be drawn, by id.
-  std::map<std::int64_t, Drawn> drawable() const {
+  // Every row that can be drawn, by id; without the frames where only the ids are of interest.
+  std::map<std::int64_t, Drawn> drawable(bool frames = true) const {
     std::map<std::int64_t, Drawn> rows;
     const auto kept = static_cast<std::size_t>(options_.capacity / options_.num_envs);
     const std::size_t oldest = steps_ > kept ? steps_ - kept : 0;
@@ -88,8 +89,9 @@ class Oracle {
           const auto reach = static_cast<std::size_t>(options_.history - 1);
           if (episode.first + (start > reach ? start - reach : 0) < oldest) continue;
           Drawn drawn;
-          if (!follow(episode, start, drawn)) continue;
-          rows[static_cast<std::int64_t>((episode.first + start) * episodes_.size() + env)] = drawn;
+          if (!follow(episode, start, frames, drawn)) continue;
+          const std::size_t id = (episode.first + start) * episodes_.size() + env;
+          rows.emplace(static_cast<std::int64_t>(id), std::move(drawn));
         }
       }
     }
@@ -97,7 +99,7 @@ class Oracle {
   }
 
  private:
-  bool follow(const Episode& episode, std::size_t start, Drawn& drawn) const {
+  bool follow(const Episode& episode, std::size_t start, bool frames, Drawn& drawn) const {
     std::size_t at = start;
     for (std::int64_t k = 0; k < options_.n_step; ++k, ++at) {
       if (at >= episode.steps.size() || at + 1 >= episode.frames.size()) return false;
@@ -110,6 +112,7 @@ class Oracle {
       }
     }
     drawn.action = episode.steps[start].action;
+    if (!frames) return true;
     drawn.state = stack(episode, start);
     drawn.next_state = stack(episode, at);
     return true;
