@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from accounting_lane import AccountingLane
 
+import wmfast.replay
 from wmfast import TokenReplay
 from wmfast.replay import ReplaySampler
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+@pytest.fixture(params=["cpu", "lane", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the batches go; ``lane`` is the CPU by the accounting lane."""
+    if request.param != "lane":
+        return str(request.param)
+    monkeypatch.setattr(wmfast.replay, "lane_to", lambda device: AccountingLane())
+    return "cpu"
 
 
 def filled(n_step: int) -> TokenReplay:
@@ -26,7 +39,6 @@ def filled(n_step: int) -> TokenReplay:
     return replay
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_transitions_are_those_of_the_buffer(device: str, n_step: int) -> None:
     replay, twin = filled(n_step), filled(n_step)
@@ -52,7 +64,6 @@ def test_transitions_are_those_of_the_buffer(device: str, n_step: int) -> None:
         twin.update_priorities(index, np.ones(32))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 def test_segments_are_those_of_the_buffer(device: str) -> None:
     replay, twin = filled(1), filled(1)
     sampler = ReplaySampler(replay, device)
@@ -71,3 +82,41 @@ def test_a_drawn_batch_does_not_change_with_the_next_draw() -> None:
     kept = [tensor.clone() for tensor in first]
     sampler.transitions(8)
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+NUMPY_ALONE = """
+import sys
+
+class OnlyNumpy:
+    '''Refuses what is neither numpy, nor wmfast, nor of the standard library.'''
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in sys.stdlib_module_names | {"numpy", "wmfast"} and top[0] != "_":
+            raise ImportError(f"{name} is not numpy")
+
+sys.meta_path.insert(0, OnlyNumpy())
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    raise AssertionError("torch could be imported")
+"""
+
+
+def test_the_buffer_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
+    program = f"""{NUMPY_ALONE}
+import numpy as np
+from wmfast import TokenReplay
+replay = TokenReplay(40, 2, frame_shape=(3,), path={str(tmp_path / "store")!r})
+no = np.zeros(2, bool)
+for t in range(9):
+    replay.add(np.full((2, 3), t, np.uint16), [t, t], [1.0, 1.0], no, no)
+batch = replay.sample(4)
+assert (batch.state[:, -1, 0] == batch.action).all()
+assert replay.sample_sequences(4, 3).tokens.shape == (4, 7, 3)
+assert replay.update_priorities(batch.index, np.ones(4)) == 4
+replay.save({str(tmp_path / "snapshot")!r})
+assert len(TokenReplay.load({str(tmp_path / "snapshot")!r})) == 18
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
