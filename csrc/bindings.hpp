@@ -5,6 +5,7 @@
 
 namespace wmfast::bindings {
 
+void bind_kernels(pybind11::module_& module);
 void bind_replay(pybind11::module_& module);
 
 }  // namespace wmfast::bindings

@@ -1,7 +1,7 @@
 """Which body of a kernel runs: one line in each public op, one environment variable for A/B runs.
 
-``WMFAST_KERNELS`` is read at every call: ``auto`` (the default) takes Triton for a CUDA tensor
-where a Triton body exists and torch elsewhere; ``triton`` and ``torch`` insist.
+``WMFAST_KERNELS`` is read at every call: ``auto`` (the default) takes Triton for a CUDA tensor and
+C++ for a CPU tensor where such a body exists, and torch elsewhere; ``triton`` and ``torch`` insist.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-Body = Literal["triton", "torch"]
+Body = Literal["triton", "cpp", "torch"]
 
 
 def choose_body(op: str, device: torch.device, bodies: tuple[Body, ...]) -> Body:
@@ -24,7 +24,8 @@ def choose_body(op: str, device: torch.device, bodies: tuple[Body, ...]) -> Body
     if wanted == "torch":
         return "torch"
     if wanted == "auto":
-        return "triton" if device.type == "cuda" and "triton" in bodies else "torch"
+        best: Body = "triton" if device.type == "cuda" else "cpp"
+        return best if best in bodies and device.type in ("cuda", "cpu") else "torch"
     if wanted != "triton":
         raise ValueError(f"WMFAST_KERNELS={wanted!r}: allowed are auto, triton and torch")
     if "triton" not in bodies:

@@ -24,8 +24,9 @@ import math
 import torch
 from torch import Tensor
 from wmfast.kernels.dispatch import Body, choose_body
+from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 
-_BODIES: tuple[Body, ...] = ("torch",)
+_BODIES: tuple[Body, ...] = ("cpp", "torch")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_DIM = 1 << 18  # the slack below covers the rounding of the norms up to here
 _CHUNK = 1 << 19  # float32 scores in flight: 2 MB, an L2 cache
@@ -73,7 +74,11 @@ def _operand_roundoff() -> float:
 
 
 def _nearest_code_cpu(x: Tensor, codebook: Tensor) -> Tensor:
-    choose_body("nearest_code", x.device, _BODIES)
+    body = choose_body("nearest_code", x.device, _BODIES)
+    return nearest_code_cpp(x, codebook) if body == "cpp" else _nearest_code_torch(x, codebook)
+
+
+def _nearest_code_torch(x: Tensor, codebook: Tensor) -> Tensor:
     dim = codebook.shape[1]
     x_nd = x.detach().reshape(-1, dim).float().contiguous()
     code_kd = codebook.detach().float()

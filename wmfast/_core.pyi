@@ -213,3 +213,29 @@ class TokenReplay:
     def prioritized(self) -> bool: ...
     @property
     def alpha(self) -> float: ...
+
+def nearest_code(
+    x: int,
+    x_dtype: str,
+    rows: int,
+    row_stride: int,
+    codebook: int,
+    codebook_dtype: str,
+    codes: int,
+    dim: int,
+    index: int,
+    threads: int,
+    path: str | None = None,
+) -> None:
+    """``index[i]``, int64, = the code nearest to row i of x; all by address.
+
+    ``codebook`` (codes, dim) and the elements of a row of x are contiguous, rows of x lie
+    ``row_stride`` elements apart. Dtypes are float32, bfloat16 or float16. See
+    ``wmfast.kernels.nearest_code`` for a call that checks what it is given.
+    """
+
+def nearest_code_paths() -> list[str]:
+    """The paths of this machine, best first: of amx, avx512_bf16, avx512, avx2, scalar."""
+
+def nearest_code_packs() -> int:
+    """How many codebooks have been packed so far in this process."""
