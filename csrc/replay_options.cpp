@@ -58,7 +58,7 @@ ReplayHeader header_of(const ReplayOptions& options) {
   }
   ReplayHeader header{};
   header.magic = kLiveMagic;
-  header.version = kReplayVersion;
+  header.version = kLiveVersion;
   header.num_envs = static_cast<std::uint64_t>(options.num_envs);
   header.kept = static_cast<std::uint64_t>(options.capacity / options.num_envs);
   header.frame_rank = options.frame_shape.size();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <string>
 
@@ -74,9 +75,10 @@ void check_header(const ReplayHeader& header, const std::array<char, 8>& magic,
     }
     throw DamagedFile(path, "is not a replay buffer of wmfast");
   }
-  if (header.version != kReplayVersion) {
+  const std::uint64_t version = magic == kLiveMagic ? kLiveVersion : kSnapshotVersion;
+  if (header.version != version) {
     throw DamagedFile(path, "has format version " + std::to_string(header.version) +
-                                ", this program reads version " + std::to_string(kReplayVersion));
+                                ", this program reads version " + std::to_string(version));
   }
   if (header.fixed_check != header.check_of_fixed()) throw DamagedFile(path, "damaged header");
 }
@@ -161,11 +163,12 @@ void RowStore::reserve_finals(std::size_t count) {
     reserved_finals_ += more;
   }
   for (std::size_t i = 0; i < fresh; ++i) {
-    free_finals_.push_back(static_cast<std::uint32_t>(header_->final_slots++));
+    make_free(static_cast<std::uint32_t>(header_->final_slots++));
   }
 }
 
 void RowStore::put_final(std::size_t row, const std::uint16_t* tokens) {
+  std::ranges::pop_heap(free_finals_, std::greater<>());
   const std::uint32_t index = free_finals_.back();
   free_finals_.pop_back();
   std::memcpy(finals_ + index * tokens_, tokens, tokens_ * sizeof(std::uint16_t));
@@ -176,22 +179,28 @@ void RowStore::free_final(std::size_t row) {
   const std::optional<std::uint32_t> index = final_of(row);
   if (!index) return;
   final_of_[row] = 0;
-  free_finals_.push_back(*index);
+  make_free(*index);
 }
 
-std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step) const {
+void RowStore::make_free(std::uint32_t index) {
+  free_finals_.push_back(index);
+  std::ranges::push_heap(free_finals_, std::greater<>());
+}
+
+std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const {
   Checksum sum;
   sum.add_word(step);  // a page that never reached the disk may hold a sound row of the last lap
   sum.add_word(static_cast<std::uint32_t>(actions_[row]));
   sum.add_word(std::bit_cast<std::uint32_t>(rewards_[row]));
   sum.add_word(since_[row]);
+  sum.add_word(bits);
   sum.add(bytes_of(frame(row), tokens_));
   if (const auto index = final_of(row)) sum.add(bytes_of(final_frame(*index), tokens_));
   return sum.value();
 }
 
 void RowStore::seal(std::size_t row, std::uint64_t step) {
-  if (row_check_ != nullptr) row_check_[row] = row_check(row, step);
+  if (row_check_ != nullptr) row_check_[row] = row_check(row, step, bits(row));
 }
 
 void RowStore::commit() {

@@ -81,6 +81,22 @@ File RowStore::create_or_open(const std::filesystem::path& path, const ReplayHea
   return file;
 }
 
+// The checksum was made when the row was written; a cut may have changed the mark since then: made
+// the row a final frame, whatever it was, or the end of an episode.
+bool RowStore::is_whole(std::size_t row, std::uint64_t step) const {
+  const std::uint8_t now = bits(row);
+  if (marks_[row] != row_bits::mark_of(now)) return false;
+  if (row_check_[row] == row_check(row, step, now)) return true;
+  if (now == row_bits::kFinal) {
+    for (std::uint8_t before = 0; before < row_bits::kFinal; ++before) {
+      if (row_check_[row] == row_check(row, step, before)) return true;
+    }
+  }
+  return (now & row_bits::kTruncated) != 0 &&
+         row_check_[row] ==
+             row_check(row, step, static_cast<std::uint8_t>(now & ~row_bits::kTruncated));
+}
+
 void RowStore::verify() const {
   const ReplayHeader& header = *header_;
   const std::filesystem::path& path = file_->path();
@@ -97,10 +113,8 @@ void RowStore::verify() const {
     for (std::uint64_t step = oldest; step < header.steps; ++step) {
       const std::size_t at = row(env, slot_of(step));
       const std::string name = "env " + std::to_string(env) + " step " + std::to_string(step);
-      const bool marks_ok = marks_[at] == row_bits::mark_of(bits(at));
       const auto index = final_of(at);
-      if (!marks_ok || (index && *index >= header.final_slots) ||
-          row_check_[at] != row_check(at, step)) {
+      if ((index && *index >= header.final_slots) || !is_whole(at, step)) {
         throw DamagedFile(path, "damaged row: " + name);
       }
       if (index && taken[*index]) {

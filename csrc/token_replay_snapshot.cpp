@@ -57,6 +57,7 @@ void TokenReplay::save(const std::filesystem::path& path) {
   const std::lock_guard lock(mutex_);
   ReplayHeader header = header_of(options_);
   header.magic = kSnapshotMagic;
+  header.version = kSnapshotVersion;
   header.fixed_check = header.check_of_fixed();
   const ReplayHeader& now = store_.header();
   header.steps = now.steps;

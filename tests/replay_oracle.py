@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,7 +59,8 @@ class Oracle:
         self.was_cut = False
 
     def episode_of(self, env: int, step: int) -> Episode:
-        return [e for e in self.episodes[env] if e.first <= step][-1]
+        episodes = self.episodes[env]
+        return episodes[bisect_right(episodes, step, key=lambda episode: episode.first) - 1]
 
     def stack(self, episode: Episode, at: int) -> Frame:
         return np.stack([episode.frames[max(0, i)] for i in range(at - self.history + 1, at + 1)])

@@ -47,6 +47,11 @@ std::vector<OwnedBatch> live(wmfast::TokenReplay& replay, wmfast::RngState rng, 
   return drawn;
 }
 
+std::vector<char> contents(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
 void a_loaded_snapshot_goes_on_alike(const fs::path& folder, bool same_step, int before) {
   wmfast::TokenReplay replay(options_with(same_step));
   live(replay, wmfast::seed_rng(1), before, same_step);
@@ -57,6 +62,9 @@ void a_loaded_snapshot_goes_on_alike(const fs::path& folder, bool same_step, int
   CHECK(live(*loaded, wmfast::seed_rng(2), 40, same_step) ==
         live(replay, wmfast::seed_rng(2), 40, same_step));
   CHECK(!fs::exists(folder / "snapshot.tmp"));
+  loaded->save(folder / "snapshot");
+  replay.save(folder / "twin");
+  CHECK(contents(folder / "snapshot") == contents(folder / "twin"));
 }
 
 // Short episodes, saved and loaded at every step: freed final frames are used again.
@@ -73,11 +81,6 @@ void final_frames_are_recycled(const fs::path& folder) {
     if (t == 20) full = fs::file_size(folder / "snapshot");
   }
   CHECK(fs::file_size(folder / "snapshot") == full);
-}
-
-std::vector<char> contents(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 // A new file: to truncate and rewrite one makes some file systems sync it.

@@ -76,7 +76,8 @@ struct ReplayHeader {
   double largest_leaf() const;  // a priority^alpha beyond it could overflow the sum
 };
 
-inline constexpr std::uint64_t kReplayVersion = 1;
+inline constexpr std::uint64_t kLiveVersion = 2;  // 2: marks are part of a row's checksum
+inline constexpr std::uint64_t kSnapshotVersion = 1;
 inline constexpr std::array<char, 8> kLiveMagic{'W', 'M', 'F', 'L', 'I', 'V', 'E', '\n'};
 inline constexpr std::array<char, 8> kSnapshotMagic{'W', 'M', 'F', 'S', 'N', 'A', 'P', '\n'};
 inline constexpr std::size_t kHeaderBytes = 4096;
@@ -166,7 +167,8 @@ class RowStore {
   // Bytes of the region in use, final frames included as far as they were ever taken.
   std::size_t nbytes() const;
 
-  std::uint64_t row_check(std::size_t row, std::uint64_t step) const;
+  // The checksum of the row if `bits` are its bits.
+  std::uint64_t row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const;
 
  private:
   struct Layout {
@@ -177,6 +179,8 @@ class RowStore {
   RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file);
   static File create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted);
   void verify() const;
+  bool is_whole(std::size_t row, std::uint64_t step) const;
+  void make_free(std::uint32_t index);
 
   Layout layout_;
   std::optional<File> file_;
@@ -194,6 +198,8 @@ class RowStore {
   std::size_t leaf_count_ = 0;
   std::uint64_t* row_check_ = nullptr;
   std::uint16_t* finals_ = nullptr;
+  // A heap, the smallest first: which one is next depends on the set alone, so that a loaded buffer
+  // goes on as the saved one.
   std::vector<std::uint32_t> free_finals_;
   std::size_t reserved_finals_ = 0;  // final frames that have memory or disk space
 };
