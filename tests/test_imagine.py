@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from wmfast.config import WorldModelConfig
-from wmfast.imagine import imagine
-from wmfast.models.prediction import WorldModel
+from wmfast.imagine import imagine, imagined_step
+from wmfast.models.prediction import Prediction, WorldModel
 from wmfast.models.world_model import build_world_model
 
 V, A = 7, 3
@@ -94,6 +94,21 @@ def test_sampling_follows_the_mixture_at_its_temperature():
         frequency = torch.nn.functional.one_hot(dream.tokens_bsk[:, 0], V).float().mean(dim=0)
         assert (frequency - expected).abs().max() < 0.1
         assert (frequency - expected).abs().mean() < 0.015
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.3, 1 - 2**-24])
+def test_what_cannot_be_is_never_drawn(luck: float, monkeypatch: pytest.MonkeyPatch):
+    """The least and the largest uniform number included."""
+    logits = torch.tensor([-torch.inf, 1.0, -torch.inf, 0.5, -torch.inf]).expand(2, 336, 5)
+    answer = Prediction(logits, torch.zeros(2, 336, dtype=torch.int64), None, None, None, None)
+
+    def fill(tensor: torch.Tensor, generator: object = None) -> torch.Tensor:
+        return tensor.fill_(luck)
+
+    monkeypatch.setattr(torch.Tensor, "uniform_", fill)
+    action = torch.zeros(2, dtype=torch.int64)
+    _, after = imagined_step(lambda *_: answer, history(), action, temperature=1.0)
+    assert set(after[:, -1].unique().tolist()) == {3 if luck > 0.7 else 1}
 
 
 def test_sampling_repeats_with_its_generator():

@@ -98,9 +98,13 @@ def imagined_step(
 def _choose(
     prediction: Prediction, temperature: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Tokens int64 (B, K): the most likely ones, or a sample (Gumbel-max: no host sync)."""
+    """Tokens int64 (B, K): the most likely ones, or a sample."""
     if temperature == 0:
         return prediction.tokens()
-    logits_bkv = prediction.token_logits() / temperature
-    noise_bkv = torch.empty_like(logits_bkv).exponential_(generator=generator)
-    return (logits_bkv - noise_bkv.log()).argmax(-1)  # -log of an exponential is Gumbel noise
+    # By the inverse of the distribution function: one uniform number a cell, not one a code.
+    shares_bkv = (prediction.token_logits() / temperature).softmax(-1).cumsum(-1)
+    whole_bk1 = shares_bkv[..., -1:]
+    luck_bk1 = torch.empty_like(whole_bk1).uniform_(generator=generator) * whole_bk1
+    # Rounded up to the whole it would fall behind the last code.
+    luck_bk1 = torch.minimum(luck_bk1, torch.nextafter(whole_bk1, torch.zeros_like(whole_bk1)))
+    return torch.searchsorted(shares_bkv, luck_bk1, right=True).squeeze(-1)
