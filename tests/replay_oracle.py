@@ -65,26 +65,44 @@ class Oracle:
     def stack(self, episode: Episode, at: int) -> Frame:
         return np.stack([episode.frames[max(0, i)] for i in range(at - self.history + 1, at + 1)])
 
-    def transition(self, env: int, step: int, sign: bool = False):
-        """(state, action, return, discount, next_state), or None if the row can't be drawn."""
+    def last_step(self, env: int, step: int) -> int | None:
+        """Where the return of the row stops, within its episode; None if it can't be drawn."""
         episode = self.episode_of(env, step)
         start = step - episode.first
         if step < self.oldest or start >= len(episode.steps):
             return None
         if episode.first + max(0, start - self.history + 1) < self.oldest:
             return None
-        total = 0.0
-        for k in range(self.n_step):
-            at = start + k
+        for at in range(start, start + self.n_step):
             if at >= len(episode.steps) or at + 1 >= len(episode.frames):
                 return None
-            _, reward, terminated, truncated, life_lost = episode.steps[at]
-            total += self.gamma**k * (np.sign(reward) if sign else reward)
-            discount = 0.0 if terminated or life_lost else self.gamma ** (k + 1)
-            if terminated or truncated or life_lost:
+            if any(episode.steps[at][2:]):
                 break
+        return at
+
+    def transition(self, env: int, step: int, sign: bool = False):
+        """(state, action, return, discount, next_state), or None if the row can't be drawn."""
+        at = self.last_step(env, step)
+        if at is None:
+            return None
+        episode = self.episode_of(env, step)
+        start = step - episode.first
+        total = 0.0
+        for k, (_, reward, *_) in enumerate(episode.steps[start : at + 1]):
+            total += self.gamma**k * (np.sign(reward) if sign else reward)
+        _, _, terminated, _, life_lost = episode.steps[at]
+        discount = 0.0 if terminated or life_lost else self.gamma ** (at - start + 1)
         next_state = self.stack(episode, at + 1)
         return self.stack(episode, start), episode.steps[start][0], total, discount, next_state
+
+    def ids(self) -> list[int]:
+        """Of every row that can be drawn."""
+        return [
+            step * len(self.episodes) + env
+            for env in range(len(self.episodes))
+            for step in range(self.oldest, self.steps)
+            if self.last_step(env, step) is not None
+        ]
 
     def drawable(self) -> dict[int, tuple]:
         """Every row that can be drawn, by id."""

@@ -1,194 +1,267 @@
-"""TokenReplay against the slow oracle, over whatever streams and calls hypothesis thinks of."""
+"""TokenReplay against the slow oracle, over whatever calls hypothesis thinks of.
+
+Beside the buffer under test, which is saved and loaded or closed and taken over at any moment, a
+twin goes through the same calls and is not: both must stay the same to the last bit.
+"""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from replay_oracle import Oracle
 
 from wmfast import TokenReplay
 
-ALPHA = 0.6
+STEPS_A_CALL = st.one_of(st.just(1), st.just(1), st.integers(2, 20))
+OBJECT_COUNTS = ("sampled", "updated", "skipped")  # since the object was made
 
 
-@dataclass(frozen=True)
-class Case:
-    envs: int
-    kept: int
-    history: int
-    n_step: int
-    prioritized: bool
-    same: bool
-    sign: bool
+class Machine(RuleBasedStateMachine):
+    mapped = False
 
-
-cases = st.builds(
-    Case,
-    envs=st.integers(1, 3),
-    kept=st.integers(4, 14),
-    history=st.integers(1, 5),
-    n_step=st.integers(1, 3),
-    prioritized=st.booleans(),
-    same=st.booleans(),
-    sign=st.booleans(),
-)
-# Four bits an env and step: terminated, truncated, life lost; half of the steps end nothing.
-add_calls = st.tuples(st.just("add"), st.one_of(st.just(0), st.integers(0, 511)))
-other_calls = st.tuples(
-    st.sampled_from(["sample", "sequences", "update", "cut", "save", "reopen"]),
-    st.integers(0, 1000),
-)
-calls = st.lists(st.one_of(add_calls, add_calls, add_calls, other_calls), max_size=60)
-
-
-class Comparison:
-    """One buffer under test, a twin that is never saved nor reopened, and the oracle."""
-
-    def __init__(self, case: Case, folder: Path) -> None:
-        self.case, self.folder = case, folder
-        self.in_file = False
-        self.subject, self.twin = self.build(None), self.build(None)
-        self.oracle = Oracle(case.kept, case.envs, case.history, case.n_step, 0.9, case.same)
-        self.priority: dict[int, float] = {}
+    @initialize(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        draw = data.draw
+        self.folder = Path(tempfile.mkdtemp())
+        self.envs, self.kept = draw(st.integers(1, 3)), draw(st.integers(4, 14))
+        self.same = draw(st.booleans())
+        self.alpha = draw(st.sampled_from([0.6, 1.0, 0.0]))
+        self.prioritized = draw(st.sampled_from([True, True, False]))
+        self.sign = draw(st.booleans())
+        self.vocab = draw(st.sampled_from([65536, 300, 2]))
+        self.seed = draw(st.integers(0, 2**64 - 1))
+        self.odd = draw(st.integers(0, self.envs - 1))  # capacity that no env gets
+        self.oracle = Oracle(
+            self.kept,
+            self.envs,
+            draw(st.integers(1, 5)),
+            draw(st.integers(1, 3)),
+            draw(st.sampled_from([0.9, 1.0, 0.0])),
+            self.same,
+        )
+        self.path = self.folder / "store" if self.mapped else None
+        self.subject, self.twin = self.build(self.path), self.build(None)
+        self.priority: dict[int, float] = {}  # of every row that can be drawn
         self.largest = 1.0
 
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder)
+
     def build(self, path: Path | None) -> TokenReplay:
-        case = self.case
         return TokenReplay(
-            case.kept * case.envs,
-            case.envs,
+            self.kept * self.envs + self.odd,
+            self.envs,
             frame_shape=(3,),
-            vocab_size=65536,
-            history=case.history,
-            n_step=case.n_step,
-            gamma=0.9,
-            prioritized=case.prioritized,
-            alpha=ALPHA,
-            autoreset="same_step" if case.same else "next_step",
-            reward_transform="sign" if case.sign else "none",
+            vocab_size=self.vocab,
+            history=self.oracle.history,
+            n_step=self.oracle.n_step,
+            gamma=self.oracle.gamma,
+            prioritized=self.prioritized,
+            alpha=self.alpha,
+            seed=self.seed,
+            autoreset="same_step" if self.same else "next_step",
+            reward_transform="sign" if self.sign else "none",
             path=path,
         )
 
-    def add(self, bits: int) -> None:
-        envs, t = self.case.envs, self.oracle.steps
-        numbers = np.arange(envs) + t * envs
-        frames = np.stack([numbers, numbers + 7, numbers * 3], axis=1).astype(np.uint16)
-        finals = frames + 30000
-        rewards = ((numbers * 37) % 11 - 5).astype(np.float32)
-        ends = (bits >> (3 * np.arange(envs)[:, None] + np.arange(3)) & 1).astype(bool)
-        terminated, truncated, life_lost = ends.T
-        for replay in (self.subject, self.twin):
-            replay.add(
-                frames,
-                numbers % 18,
-                rewards,
-                terminated,
-                truncated,
-                final_frames=finals if self.case.same else None,
-                life_lost=life_lost,
-            )
-        self.oracle.add(frames, numbers % 18, rewards, terminated, truncated, finals, life_lost)
-        rows = self.oracle.drawable()
-        self.priority = {row: self.priority.get(row, self.largest) for row in rows}
+    @property
+    def both(self) -> tuple[TokenReplay, TokenReplay]:
+        return self.subject, self.twin
 
-    def sample(self, number: int) -> Any:
-        rows = self.oracle.drawable()
-        window = self.case.n_step == 1 and number % 2 == 0
-        ours = self.subject.sample(number % 40 + 1, window=window)
-        theirs = self.twin.sample(number % 40 + 1, window=window)
-        smallest = min(self.priority[int(i)] for i in ours.index)
-        for i, row in enumerate(ours.index):
+    def leaf(self, row: int) -> float:
+        return self.priority[row] ** self.alpha if self.prioritized else 1.0
+
+    def follow_rows(self) -> None:
+        self.priority = {row: self.priority.get(row, self.largest) for row in self.oracle.ids()}
+
+    # Bits of `ends`: terminated, truncated, life lost of each env at the last of the steps.
+    @rule(steps=STEPS_A_CALL, ends=st.one_of(st.just(0), st.integers(0, 511)))
+    def add(self, steps: int, ends: int) -> None:
+        envs = self.envs
+        for left in reversed(range(steps)):
+            numbers = np.arange(envs) + self.oracle.steps * envs
+            frames = (numbers[:, None] * [1, 7919, 104729] + [0, 7, 3]) % self.vocab
+            frames = frames.astype(np.uint16)
+            finals = (self.vocab - 1 - frames).astype(np.uint16)
+            # A reward tells its row, and has either sign.
+            rewards = ((numbers + 1) * np.where(numbers % 3 == 0, -1, 1)).astype(np.float32)
+            bits = ends if left == 0 else 0
+            flags = (bits >> (3 * np.arange(envs)[:, None] + np.arange(3)) & 1).astype(bool).T
+            step = (frames, numbers % 18, rewards, flags[0], flags[1])
+            for replay in self.both:
+                replay.add(
+                    *step, final_frames=finals if self.same else None, life_lost=flags[2].copy()
+                )
+            self.oracle.add(*step, finals, flags[2])
+            self.follow_rows()
+
+    @rule()
+    def cut(self) -> None:
+        for replay in self.both:
+            replay.cut()
+        self.oracle.was_cut = True
+
+    @rule(
+        size=st.integers(1, 40), window=st.booleans(), into=st.booleans(), beta=st.floats(0.0, 2.0)
+    )
+    def sample(self, size: int, window: bool, into: bool, beta: float) -> None:
+        options: dict[str, Any] = {"window": window and self.oracle.n_step == 1, "beta": beta}
+        if not any(self.leaf(row) > 0 for row in self.priority):
+            for replay in self.both:
+                with pytest.raises(ValueError, match="no row can be drawn"):
+                    replay.sample(size, **options)
+            return
+        ours, theirs = (replay.sample(size, **options) for replay in self.both)
+        if into:  # arrays of the caller, full of other rows
+            ours = self.subject.sample(size, out=ours, **options)
+            theirs = self.twin.sample(size, **options)
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+        smallest = min(self.leaf(int(row)) for row in ours.index)
+        assert smallest > 0
+        for i, row in enumerate(ours.index.tolist()):
+            assert row in self.priority
             state, action, reward, discount, next_state = self.oracle.transition(
-                int(row) % self.case.envs, int(row) // self.case.envs, self.case.sign
+                row % self.envs, row // self.envs, self.sign
             )
-            assert int(row) in rows
             assert (ours.state[i] == state).all()
             assert (ours.next_state[i] == next_state).all()
             assert ours.action[i] == action
-            np.testing.assert_allclose(ours.reward[i], reward, atol=1e-5)
+            np.testing.assert_allclose(ours.reward[i], reward, rtol=1e-5)
             np.testing.assert_allclose(ours.discount[i], discount, rtol=1e-6)
-            weight = (smallest / self.priority[int(row)]) ** (ALPHA * 0.4)
-            np.testing.assert_allclose(ours.weight[i], weight, rtol=1e-5)
-        assert all((ours[name] == theirs[name]).all() for name in ours)
-        return ours
+            np.testing.assert_allclose(
+                ours.weight[i], (smallest / self.leaf(row)) ** beta, rtol=1e-5
+            )
 
-    def sequences(self, number: int) -> None:
-        length = number % 7 + 1
-        ours = self.subject.sample_sequences(6, length)
-        theirs = self.twin.sample_sequences(6, length)
+    @precondition(lambda self: self.priority)
+    @rule(
+        size=st.integers(1, 9),
+        length=st.integers(1, 7),
+        recent=st.one_of(st.none(), st.tuples(st.integers(1, 50), st.sampled_from([0.0, 0.4, 1]))),
+    )
+    def sequences(self, size: int, length: int, recent: tuple[int, float] | None) -> None:
+        newer, since = 0, 0
+        if recent is not None:
+            newer = int(recent[1] * size + 0.5)
+            since = self.oracle.steps - -(-recent[0] // self.envs)
+        if newer > 0 and all(row // self.envs < since for row in self.priority):
+            for replay in self.both:
+                with pytest.raises(ValueError, match="no row can be drawn"):
+                    replay.sample_sequences(size, length, recent=recent)
+            return
+        ours, theirs = (
+            replay.sample_sequences(size, length, recent=recent) for replay in self.both
+        )
         assert all((ours[name] == theirs[name]).all() for name in ours)
-        for i in range(6):
-            # The newest frame of the first history names the row.
-            number = int(ours.tokens[i, self.case.history - 1, 0])
-            assert number in self.oracle.drawable()
-            env, step = number % self.case.envs, number // self.case.envs
+        for i in range(size):
+            row = abs(int(ours.reward[i, 0])) - 1
+            env, step = row % self.envs, row // self.envs
+            assert row in self.priority
+            assert i >= newer or step >= since
             for name, want in zip(ours, self.oracle.sequence(env, step, length), strict=True):
                 assert (ours[name][i] == want).all(), name
 
-    def update(self, number: int) -> None:
-        issued = self.oracle.steps * self.case.envs
-        ids = (np.arange(9) * (number + 1)) % issued
-        values = ((np.arange(9) + number) % 13 + 1) / 3
+    @precondition(lambda self: self.oracle.steps and self.prioritized)
+    @rule(
+        changes=st.lists(
+            st.tuples(
+                st.integers(0, 400),  # how far back: gone, live, not drawable, twice
+                st.one_of(st.just(0.0), st.floats(1e-6, 100), st.floats(1e-30, 1e30)),
+            ),
+            max_size=12,
+        ),
+        small=st.booleans(),
+    )
+    def update(self, changes: list[tuple[int, float]], small: bool) -> None:
+        issued = self.oracle.steps * self.envs
+        ids = np.array([issued - 1 - back % issued for back, _ in changes], dtype=np.int64)
+        values = np.array([value for _, value in changes], np.float32 if small else np.float64)
         live = [int(row) in self.priority for row in ids]
-        assert self.subject.update_priorities(ids, values) == sum(live)
-        assert self.twin.update_priorities(ids, values) == sum(live)
-        for row, value, alive in zip(ids, values, live, strict=True):
+        for replay in self.both:
+            assert replay.update_priorities(ids, values) == sum(live)
+        for row, value, alive in zip(ids.tolist(), values.tolist(), live, strict=True):
             if alive:
-                self.priority[int(row)] = value
+                self.priority[row] = value
                 self.largest = max(self.largest, value)
 
-    def save(self) -> None:
-        self.subject.save(self.folder / "snapshot")
-        self.subject = TokenReplay.load(self.folder / "snapshot")
+    @precondition(lambda self: self.oracle.steps)
+    @rule(bad=st.sampled_from([-1, 0, 5]), value=st.sampled_from([-1.0, np.nan, np.inf, 1e308]))
+    def refused(self, bad: int, value: float) -> None:
+        issued = self.oracle.steps * self.envs
+        if self.prioritized:
+            with pytest.raises(IndexError):
+                self.subject.update_priorities([0, bad + (issued if bad >= 0 else 0)], [1e9, 1e9])
+            if value != 1e308 or self.alpha == 1.0:
+                with pytest.raises(ValueError, match=r"priority\[1\]"):
+                    self.subject.update_priorities([issued - 1, 0], [1e9, value])
+        frames = np.full((self.envs, 3), min(self.vocab, 65535), np.uint16)
+        no = np.zeros(self.envs, bool)
+        with pytest.raises(ValueError, match=r"has token|is nan"):
+            self.subject.add(frames, no * 1, no + np.nan, no, no)
 
-    def check(self) -> None:
-        rows = self.oracle.drawable()
-        assert self.subject.stats()["drawable"] == len(rows) == len(self.priority)
-        assert len(self.subject) == min(self.oracle.steps, self.case.kept) * self.case.envs
-        if self.case.prioritized:
-            total = sum(value**ALPHA for value in self.priority.values())
-            np.testing.assert_allclose(self.subject.stats()["priority_sum"], total, rtol=1e-9)
+    @rule()
+    def save_and_load(self) -> None:
+        """The snapshots are the same; the session goes on with the loaded buffer."""
+        self.subject.save(self.folder / "subject")
+        self.twin.save(self.folder / "twin")
+        assert (self.folder / "subject").read_bytes() == (self.folder / "twin").read_bytes()
+        loaded = TokenReplay.load(self.folder / "subject")
+        if not self.mapped:
+            self.subject = loaded
 
-    def call(self, name: str, number: int) -> None:
-        if name == "add":
-            self.add(number)
-        elif name == "cut":
-            self.subject.cut()
-            self.twin.cut()
-            self.oracle.was_cut = True
-        elif name == "save":
-            self.save()
-        elif name == "reopen" and self.in_file:
-            del self.subject
-            self.subject = self.build(self.folder / "store")
-        elif name == "update" and self.case.prioritized and self.oracle.steps:
-            self.update(number)
-        elif name in ("sample", "sequences") and self.priority:
-            getattr(self, name)(number)
-        self.check()
+    @precondition(lambda self: self.mapped)
+    @rule()
+    def take_over(self) -> None:
+        del self.subject
+        self.subject = self.build(self.path)
+        zero = [row for row in self.priority if self.leaf(row) == 0.0]
+        if zero:  # as documented
+            self.twin.update_priorities(zero, [self.largest] * len(zero))
+            self.priority.update(dict.fromkeys(zero, self.largest))
+
+    @precondition(lambda self: self.mapped)
+    @rule(history=st.integers(1, 5), n_step=st.integers(1, 3), gamma=st.sampled_from([0.5, 0.9]))
+    def take_over_otherwise(self, history: int, n_step: int, gamma: float) -> None:
+        del self.subject
+        self.oracle.history, self.oracle.n_step, self.oracle.gamma = history, n_step, gamma
+        self.subject = self.build(self.path)
+        self.priority = {row: value for row, value in self.priority.items() if self.leaf(row) > 0.0}
+        self.follow_rows()
+        self.subject.save(self.folder / "subject")
+        self.twin = TokenReplay.load(self.folder / "subject")
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        if not hasattr(self, "subject"):
+            return
+        stats = self.subject.stats()
+        stored = min(self.oracle.steps, self.kept) * self.envs
+        assert len(self.subject) == stats["stored"] == stored
+        assert stats["added"] == self.oracle.steps * self.envs
+        assert stats["drawable"] == len(self.priority)
+        assert stats["max_priority"] == self.largest
+        theirs = self.twin.stats()
+        assert {k: v for k, v in stats.items() if k not in OBJECT_COUNTS} == {
+            k: v for k, v in theirs.items() if k not in OBJECT_COUNTS
+        }
+        if self.prioritized:
+            total = sum(self.leaf(row) for row in self.priority)
+            np.testing.assert_allclose(stats["priority_sum"], total, rtol=1e-9)
 
 
-@settings(max_examples=250, deadline=None)
-@given(case=cases, script=calls)
-def test_any_calls_match_the_oracle_and_snapshots_go_on_alike(case, script) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        comparison = Comparison(case, Path(folder))
-        for name, number in script:
-            comparison.call(name, number)
+class MappedMachine(Machine):
+    mapped = True
 
 
-@settings(max_examples=100, deadline=None)
-@given(case=cases, script=calls)
-def test_a_reopened_store_goes_on_alike(case, script) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        comparison = Comparison(case, Path(folder))
-        comparison.in_file = True
-        comparison.subject = comparison.build(Path(folder) / "store")
-        for name, number in script:
-            comparison.call("reopen" if name == "save" else name, number)
+TestInMemory = Machine.TestCase
+TestInMemory.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestMapped = MappedMachine.TestCase
+TestMapped.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
