@@ -287,6 +287,33 @@ def test_the_interpreter_exits_while_batches_are_drawn_ahead() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "drawn\n", "")
 
 
+def test_a_forked_child_is_told_and_not_kept_waiting() -> None:
+    program = """
+import os
+import numpy as np
+from wmfast import TokenReplay
+from wmfast.replay import PrefetchingSampler
+
+replay = TokenReplay(2000, 2)
+no = np.zeros(2, bool)
+for t in range(1000):
+    replay.add(np.zeros((2, 336), np.uint16), [0, 0], [0, 0], no, no)
+with PrefetchingSampler(replay, depth=8) as sampler:
+    sampler.transitions(512)
+    child = os.fork()
+    try:
+        sampler.transitions(512)
+        assert child, "the child got a batch"
+    except RuntimeError as error:
+        assert "belongs to the process that forked" in str(error)
+        assert not child
+        sampler.restart()
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
 def test_drawn_batches_are_sent_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     lane = AccountingLane()
     monkeypatch.setattr(wmfast.replay, "lane_to", lambda device: lane)

@@ -9,6 +9,7 @@ Frames travel as uint16 (a quarter of the bytes of int64) and become int64 on th
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -127,7 +128,7 @@ class PrefetchingSampler:
 
     The thread touches numpy memory only. CUDA is called by the caller's thread alone, so that a
     CUDA graph can be captured at any time. One thread at a time may call; use ``with`` or
-    ``close``. It does not keep the interpreter from exiting, and does not survive a fork.
+    ``close``. It does not keep the interpreter from exiting; a forked child needs one of its own.
 
     Args:
         replay: other threads may add and update; they wait for a draw under way.
@@ -154,6 +155,7 @@ class PrefetchingSampler:
         self._lane: Lane | None = lane_to(self.device)
         self._queues: dict[str, _Queue] = {}
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "replay-prefetch")
+        self._process = os.getpid()
 
     def transitions(self, batch_size: int, beta: float = 0.4) -> tuple[Transitions, Index]:
         """See ``ReplaySampler.transitions``."""
@@ -178,7 +180,7 @@ class PrefetchingSampler:
     def close(self) -> None:
         """Wait for the draw under way and end the thread; again is fine. Batches stay good."""
         self.restart()
-        if self._thread is not None:
+        if self._thread is not None and self._process == os.getpid():
             self._thread.shutdown()
             self._thread = None
 
@@ -196,6 +198,8 @@ class PrefetchingSampler:
     def _next(self, kind: str, draw: Draw, beta: float) -> tuple[_Tensors, Index | None]:
         if self._thread is None:
             raise RuntimeError("this PrefetchingSampler is closed")
+        if self._process != os.getpid():
+            raise RuntimeError("this PrefetchingSampler belongs to the process that forked")
         queue = self._queues.get(kind)
         if queue is None or queue.draw.key != draw.key:
             self._forget(kind)
@@ -248,7 +252,7 @@ class PrefetchingSampler:
 
     def _forget(self, kind: str) -> None:
         queue = self._queues.pop(kind, None)
-        if queue is not None:
+        if queue is not None and self._process == os.getpid():
             for pending in queue.pending:
                 pending.drawn.cancel()
             wait([pending.drawn for pending in queue.pending])  # nothing is drawn into any more
