@@ -14,6 +14,7 @@ FUZZ_SECONDS ?= 60
 CLANG ?= $(shell command -v clang++ || command -v clang++-14 || echo clang++)
 
 BIN := $(VENV)/bin
+RIVALS := build/rivals
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard $(CONSTRAINTS)) \
 	$(shell find csrc -type f -not -path 'csrc/tests/*')
 # Both, for pip before and from 25.3: the build's own environment is pinned too.
@@ -24,7 +25,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cpp fuzz bench lint types fmt
+.PHONY: help train test test-cpp fuzz bench bench-replay lint types fmt
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +57,9 @@ fuzz: $(VENV)/.dev  ## The replay buffer under clang's libFuzzer for FUZZ_SECOND
 
 bench: $(VENV)/.dev  ## The benchmarks, answers compared before times (ARGS=--benchmark-disable: no timing)
 	$(BIN)/pytest bench $(ARGS)
+
+bench-replay: $(RIVALS)/.installed  ## TokenReplay beside other libraries: table and plot in bench/results/cpu
+	$(RIVALS)/bin/python bench/replay_report.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -96,4 +100,11 @@ $(VENV)/.runtime: $(BUILD_INPUTS) | $(BIN)/python
 # And the tools of the house; the package itself is already there and is not built twice.
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/pip install -q "wmfast[dev]"
+	touch $@
+
+# Other libraries' replay buffers, in an environment of their own; TokenReplay needs numpy alone.
+$(RIVALS)/.installed: bench/rivals/requirements.txt bench/rivals/requirements-no-deps.txt $(BUILD_INPUTS)
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/pip install -q -r bench/rivals/requirements.txt
+	$(RIVALS)/bin/pip install -q --no-deps -r bench/rivals/requirements-no-deps.txt -e .
 	touch $@
