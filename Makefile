@@ -25,7 +25,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cpp fuzz bench bench-replay lint types fmt
+.PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay lint types fmt
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,7 @@ test-cpp: $(VENV)/.dev  ## The C++ tests: plain, under ASan + UBSan, under TSan
 	$(call cpp_tests,asan,address$(comma)undefined,)
 	$(call cpp_tests,tsan,thread,$(NO_ASLR))
 
-fuzz: $(VENV)/.dev  ## The replay buffer under clang's libFuzzer for FUZZ_SECONDS (60), goes on from build/fuzz
-	@echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | $(CLANG) -x c++ \
-		-fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null || { echo "make fuzz needs clang with \
-	libFuzzer; $(CLANG) has none (Debian: apt-get install clang libclang-rt-14-dev; CLANG=... names another)" >&2; exit 2; }
+fuzz: libfuzzer $(VENV)/.dev  ## The replay buffer under libFuzzer for FUZZ_SECONDS (60); inputs stay in build/fuzz
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/cpp-fuzz -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 		-DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O2 -g" -DWMFAST_BUILD_PYTHON=OFF -DWMFAST_BUILD_TESTS=ON \
 		-DWMFAST_LIBFUZZER=ON -DWMFAST_SANITIZE=address,undefined
@@ -54,6 +51,11 @@ fuzz: $(VENV)/.dev  ## The replay buffer under clang's libFuzzer for FUZZ_SECOND
 	mkdir -p build/fuzz
 	build/cpp-fuzz/csrc/tests/fuzz_token_replay -max_total_time=$(FUZZ_SECONDS) -max_len=400 -len_control=0 \
 		-artifact_prefix=build/fuzz- -print_final_stats=1 build/fuzz
+
+libfuzzer:
+	@echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | $(CLANG) -x c++ \
+		-fsanitize=fuzzer,address,undefined -o /dev/null - 2>/dev/null || { echo "make fuzz needs clang with libFuzzer, \
+	$(CLANG) is not (Debian: apt-get install clang libclang-rt-14-dev; CLANG=... names another)" >&2; exit 2; }
 
 bench: $(VENV)/.dev  ## The benchmarks, answers compared before times (ARGS=--benchmark-disable: no timing)
 	$(BIN)/pytest bench $(ARGS)

@@ -170,7 +170,7 @@ def kill_saves(kills: int, rng: np.random.Generator, folder: Path) -> str:
             same_step, steps = not same_step, 0
             twin = make(same_step, None)
             twin.save(path)
-        told = killed(write, steps, float(rng.exponential(0.012)))
+        told = killed(write, steps, float(rng.exponential(0.009)))
         now = TokenReplay.load(path).stats()["added"] // ENVS
         assert now in (told, told + 1), f"{now} steps were saved, {told} reported"
         old, new = old + (now == told), new + (now != told)
