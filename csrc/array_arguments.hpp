@@ -4,7 +4,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <initializer_list>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,19 +35,30 @@ inline bool has_shape(const py::array& array, const Shape& shape) {
   return true;
 }
 
+// Whether the object is an array that can be read as it is: the dtype itself (the one that numpy
+// makes; another of its kind takes the longer way below), the shape, C-contiguous, aligned.
+inline bool is_plain(const py::handle& object, const py::dtype& dtype,
+                     std::initializer_list<py::ssize_t> shape) {
+  if (!py::isinstance<py::array>(object)) return false;
+  const auto* array = py::detail::array_proxy(object.ptr());
+  constexpr int kFlags = int{py::array::c_style} | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  return array->descr == dtype.ptr() && (array->flags & kFlags) == kFlags &&
+         static_cast<std::size_t>(array->nd) == shape.size() &&
+         std::equal(shape.begin(), shape.end(), array->dimensions);
+}
+
 // The array itself, never a copy: numpy, exactly this dtype, one of the shapes, C-contiguous.
-template <typename T>
-py::array exact_array(const py::handle& object, const std::string& name,
-                      const std::vector<Shape>& shapes) {
+inline py::array exact_array(const py::handle& object, const py::dtype& dtype,
+                             const std::string& name, const std::vector<Shape>& shapes) {
   if (!py::isinstance<py::array>(object)) {
     throw py::type_error(name + " is a " +
                          py::str(py::type::of(object).attr("__name__")).cast<std::string>() +
                          ", must be a numpy array");
   }
   auto array = py::reinterpret_borrow<py::array>(object);
-  if (!py::isinstance<py::array_t<T>>(array)) {
+  if (!py::detail::npy_api::get().PyArray_EquivTypes_(array.dtype().ptr(), dtype.ptr())) {
     throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
-                         ", must be " + py::str(py::dtype::of<T>()).cast<std::string>());
+                         ", must be " + py::str(dtype).cast<std::string>());
   }
   bool fits = false;
   for (const Shape& shape : shapes) fits = fits || has_shape(array, shape);
@@ -65,14 +79,18 @@ py::array exact_array(const py::handle& object, const std::string& name,
 
 // A short vector of length `size` converted to T; `kinds` are the numpy dtype kinds taken.
 template <typename T>
-py::array_t<T> short_vector(const py::handle& object, const std::string& name, py::ssize_t size,
-                            const std::string& kinds, const std::string& allowed) {
+py::array_t<T> short_vector(const py::handle& object, const char* argument, py::ssize_t size,
+                            const char* kinds, const char* allowed) {
+  if (is_plain(object, py::dtype::of<T>(), {size})) {
+    return py::reinterpret_borrow<py::array_t<T>>(object);
+  }
+  const std::string name = argument;
   const auto array = py::array::ensure(object);
   if (!array) {
     PyErr_Clear();
     throw py::type_error(name + " can't be read as an array");
   }
-  if (kinds.find(array.dtype().kind()) == std::string::npos) {
+  if (std::strchr(kinds, array.dtype().kind()) == nullptr) {
     throw py::type_error(name + " has dtype " + py::str(array.dtype()).cast<std::string>() +
                          ", must be " + allowed);
   }

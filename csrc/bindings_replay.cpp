@@ -9,22 +9,61 @@
 #include "array_arguments.hpp"
 #include "batch.hpp"
 #include "bindings.hpp"
+#include "block_pool.hpp"
 #include "gil_released.hpp"
 #include "wmfast/token_replay.hpp"
 
 namespace wmfast::bindings {
 namespace {
 
+py::dtype token_dtype(const TokenReplay& replay) {
+  return replay.options().dtype == TokenType::kUint8 ? py::dtype::of<std::uint8_t>()
+                                                     : py::dtype::of<std::uint16_t>();
+}
+
+// A new array; a large one in recycled memory.
+py::array new_array(const py::dtype& dtype, const Shape& shape) {
+  std::size_t bytes = static_cast<std::size_t>(dtype.itemsize());
+  for (const py::ssize_t axis : shape) {
+    if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(axis), &bytes)) {
+      throw OutOfMemory("an array of shape " + shape_text(shape) + " is larger than any memory");
+    }
+  }
+  if (bytes < BlockPool::kSmallestBlock) return {dtype, shape};
+  std::unique_ptr<Mapping> block = BlockPool::instance().take(bytes);
+  std::byte* const data = block->data();
+  const py::capsule owner(block.get(), [](void* held) {
+    BlockPool::instance().give_back(std::unique_ptr<Mapping>(static_cast<Mapping*>(held)));
+  });
+  static_cast<void>(block.release());  // the capsule's now
+  return {dtype, shape, data, owner};
+}
+
 // The output array `name`: new, or the caller's.
-template <typename T>
-py::array output(const py::object& out, const char* name, const Shape& shape) {
-  if (out.is_none()) return py::array_t<T>(shape);
+py::array output(const py::object& out, const py::dtype& dtype, const char* name,
+                 const Shape& shape) {
+  if (out.is_none()) return new_array(dtype, shape);
   const int has = PySequence_Contains(out.ptr(), py::str(name).ptr());
   if (has < 0) throw py::error_already_set();
   if (has == 0) throw py::value_error(std::string("out has no array \"") + name + "\"");
-  py::array array = exact_array<T>(out[name], std::string("out[\"") + name + "\"]", {shape});
+  py::array array = exact_array(out[name], dtype, std::string("out[\"") + name + "\"]", {shape});
   if (!array.writeable()) throw py::value_error(std::string("out[\"") + name + "\"] is read-only");
   return array;
+}
+
+template <typename T>
+py::array output(const py::object& out, const char* name, const Shape& shape) {
+  return output(out, py::dtype::of<T>(), name, shape);
+}
+
+ConstTokenSpan tokens_of(const py::array& array) {
+  return {static_cast<const std::byte*>(array.data()), static_cast<std::size_t>(array.size()),
+          static_cast<std::size_t>(array.itemsize())};
+}
+
+TokenSpan tokens_of(py::array& array) {
+  return {static_cast<std::byte*>(array.mutable_data()), static_cast<std::size_t>(array.size()),
+          static_cast<std::size_t>(array.itemsize())};
 }
 
 // The caller's arrays may not share memory: what was written first would be overwritten.
@@ -58,10 +97,10 @@ py::object slice_axis1(const py::array& array, py::ssize_t begin, py::ssize_t en
 
 std::unique_ptr<TokenReplay> make(std::int64_t capacity, std::int64_t num_envs,
                                   const std::vector<std::int64_t>& frame_shape,
-                                  std::int64_t vocab_size, std::int64_t history,
-                                  std::int64_t n_step, double gamma, bool prioritized, double alpha,
-                                  std::uint64_t seed, const std::string& autoreset,
-                                  const std::string& reward_transform,
+                                  std::int64_t vocab_size, const std::string& dtype,
+                                  std::int64_t history, std::int64_t n_step, double gamma,
+                                  bool prioritized, double alpha, std::uint64_t seed,
+                                  const std::string& autoreset, const std::string& reward_transform,
                                   const std::optional<std::filesystem::path>& path) {
   if (autoreset != "next_step" && autoreset != "same_step") {
     throw py::value_error("autoreset is '" + autoreset + "', allowed are 'next_step', 'same_step'");
@@ -70,12 +109,16 @@ std::unique_ptr<TokenReplay> make(std::int64_t capacity, std::int64_t num_envs,
     throw py::value_error("reward_transform is '" + reward_transform +
                           "', allowed are 'none', 'sign'");
   }
+  if (dtype != "uint16" && dtype != "uint8") {
+    throw py::value_error("dtype is '" + dtype + "', allowed are 'uint16', 'uint8'");
+  }
   if (path && path->empty()) throw py::value_error("path is '', must name a file");
   ReplayOptions options{
       .capacity = capacity,
       .num_envs = num_envs,
       .frame_shape = frame_shape,
       .vocab_size = vocab_size,
+      .dtype = dtype == "uint8" ? TokenType::kUint8 : TokenType::kUint16,
       .history = history,
       .n_step = n_step,
       .gamma = gamma,
@@ -94,13 +137,18 @@ void add(TokenReplay& replay, const py::object& frames, const py::object& action
          const py::object& rewards, const py::object& terminated, const py::object& truncated,
          const py::object& final_frames, const py::object& life_lost) {
   const auto envs = static_cast<py::ssize_t>(replay.num_envs());
-  Shape full{envs};
-  for (const std::int64_t axis : replay.options().frame_shape) full.push_back(axis);
-  const std::vector<Shape> shapes{{envs, static_cast<py::ssize_t>(replay.frame_tokens())}, full};
+  const auto tokens = static_cast<py::ssize_t>(replay.frame_tokens());
+  const py::dtype dtype = token_dtype(replay);
+  const auto frames_of = [&](const py::object& object, const char* name) {
+    if (is_plain(object, dtype, {envs, tokens})) return py::reinterpret_borrow<py::array>(object);
+    Shape full{envs};
+    for (const std::int64_t axis : replay.options().frame_shape) full.push_back(axis);
+    return exact_array(object, dtype, name, {{envs, tokens}, full});
+  };
   const auto flags = [envs](const py::object& object, const char* name) {
     return short_vector<bool>(object, name, envs, "b", "bool");
   };
-  const py::array frames_array = exact_array<std::uint16_t>(frames, "frames", shapes);
+  const py::array frames_array = frames_of(frames, "frames");
   const auto actions_array =
       short_vector<std::int64_t>(actions, "actions", envs, "iu", "an integer type");
   const auto rewards_array =
@@ -113,14 +161,14 @@ void add(TokenReplay& replay, const py::object& frames, const py::object& action
     return std::span(static_cast<const std::uint8_t*>(array.data()),
                      static_cast<std::size_t>(array.size()));
   };
-  step.frames = view<std::uint16_t>(frames_array);
+  step.frames = tokens_of(frames_array);
   step.actions = view<std::int64_t>(actions_array);
   step.rewards = view<float>(rewards_array);
   step.terminated = bytes(terminated_array);
   step.truncated = bytes(truncated_array);
   if (!final_frames.is_none()) {
-    final_array = exact_array<std::uint16_t>(final_frames, "final_frames", shapes);
-    step.final_frames = view<std::uint16_t>(final_array);
+    final_array = frames_of(final_frames, "final_frames");
+    step.final_frames = tokens_of(std::as_const(final_array));
   }
   if (!life_lost.is_none()) {
     life_array = flags(life_lost, "life_lost");
@@ -136,16 +184,17 @@ Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool wind
   const auto history = static_cast<py::ssize_t>(replay.options().history);
   const auto tokens = static_cast<py::ssize_t>(replay.frame_tokens());
   const Shape stack{batch_size, history, tokens};
+  const py::dtype dtype = token_dtype(replay);
   py::array state, next_state, frames;
   TransitionOutput target;
   if (window) {
-    frames = output<std::uint16_t>(out, "window", {batch_size, history + 1, tokens});
-    target.window = mutable_view<std::uint16_t>(frames);
+    frames = output(out, dtype, "window", {batch_size, history + 1, tokens});
+    target.window = tokens_of(frames);
   } else {
-    state = output<std::uint16_t>(out, "state", stack);
-    next_state = output<std::uint16_t>(out, "next_state", stack);
-    target.state = mutable_view<std::uint16_t>(state);
-    target.next_state = mutable_view<std::uint16_t>(next_state);
+    state = output(out, dtype, "state", stack);
+    next_state = output(out, dtype, "next_state", stack);
+    target.state = tokens_of(state);
+    target.next_state = tokens_of(next_state);
   }
   py::array action = output<std::int64_t>(out, "action", {batch_size});
   py::array reward = output<float>(out, "reward", {batch_size});
@@ -205,7 +254,7 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
   const auto tokens_per_frame = static_cast<py::ssize_t>(replay.frame_tokens());
   const Shape steps{batch_size, length};
   py::array tokens =
-      output<std::uint16_t>(out, "tokens", {batch_size, history + length, tokens_per_frame});
+      output(out, token_dtype(replay), "tokens", {batch_size, history + length, tokens_per_frame});
   py::array action = output<std::int64_t>(out, "action", steps);
   py::array reward = output<float>(out, "reward", steps);
   py::array terminated = output<bool>(out, "terminated", steps);
@@ -220,7 +269,7 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
                      static_cast<std::size_t>(array.size()));
   };
   SequenceOutput target{.length = length,
-                        .tokens = mutable_view<std::uint16_t>(tokens),
+                        .tokens = tokens_of(tokens),
                         .action = mutable_view<std::int64_t>(action),
                         .reward = mutable_view<float>(reward),
                         .terminated = bytes(terminated),
@@ -267,6 +316,21 @@ py::dict stats(const TokenReplay& replay) {
   return result;
 }
 
+constexpr char kState[] = "state", kNextState[] = "next_state", kWindow[] = "window",
+               kTokens[] = "tokens", kAction[] = "action", kReward[] = "reward",
+               kDiscount[] = "discount", kWeight[] = "weight", kIndex[] = "index",
+               kTerminated[] = "terminated", kMask[] = "mask";
+
+template <const char*... kNames>
+void bind_each(py::class_<Batch>& batch) {
+  (batch.def_property_readonly(kNames, &Batch::property<kNames>), ...);
+}
+
+void bind_properties(py::class_<Batch>& batch) {
+  bind_each<kState, kNextState, kWindow, kTokens, kAction, kReward, kDiscount, kWeight, kIndex,
+            kTerminated, kMask>(batch);
+}
+
 std::string text(const TokenReplay& replay) {
   const ReplayOptions& options = replay.options();
   return "TokenReplay(capacity=" + std::to_string(options.capacity) +
@@ -297,13 +361,14 @@ void translate(std::exception_ptr pointer) {
 
 void bind_replay(py::module_& module) {
   py::register_exception_translator(&translate);
-  py::class_<Batch>(module, "Batch")
-      .def("__getitem__", &Batch::get)
+  py::class_<Batch> batch(module, "Batch");
+  batch.def("__getitem__", &Batch::get)
       .def("__getattr__", &Batch::attribute)
       .def("__contains__", &Batch::has)
       .def("__iter__", [](const Batch& batch) { return py::iter(py::cast(batch.keys())); })
       .def("keys", &Batch::keys)
       .def("__repr__", &Batch::text);
+  bind_properties(batch);
 
   using namespace py::literals;
   const auto option = [](auto member) {
@@ -313,8 +378,8 @@ void bind_replay(py::module_& module) {
   py::class_<TokenReplay>(module, "TokenReplay")
       .def(py::init(&make), "capacity"_a, "num_envs"_a, py::kw_only(),
            "frame_shape"_a = std::vector<std::int64_t>{21, 16}, "vocab_size"_a = 512,
-           "history"_a = 4, "n_step"_a = 1, "gamma"_a = 0.99, "prioritized"_a = true,
-           "alpha"_a = 0.6, "seed"_a = 0, "autoreset"_a = "next_step",
+           "dtype"_a = "uint16", "history"_a = 4, "n_step"_a = 1, "gamma"_a = 0.99,
+           "prioritized"_a = true, "alpha"_a = 0.6, "seed"_a = 0, "autoreset"_a = "next_step",
            "reward_transform"_a = "none", "path"_a = py::none())
       .def("add", &add, "frames"_a, "actions"_a, "rewards"_a, "terminated"_a, "truncated"_a,
            py::kw_only(), "final_frames"_a = py::none(), "life_lost"_a = py::none())
@@ -337,6 +402,8 @@ void bind_replay(py::module_& module) {
                                return py::tuple(py::cast(replay.options().frame_shape));
                              })
       .def_property_readonly("vocab_size", option(&ReplayOptions::vocab_size))
+      .def_property_readonly("dtype", &token_dtype)
+      .def_property_readonly("isa", [](const TokenReplay& replay) { return name_of(replay.isa()); })
       .def_property_readonly("history", option(&ReplayOptions::history))
       .def_property_readonly("n_step", option(&ReplayOptions::n_step))
       .def_property_readonly("gamma", option(&ReplayOptions::gamma))

@@ -74,6 +74,7 @@ ReplayHeader header_of(const ReplayOptions& options) {
   header.seed = options.seed;
   header.same_step = options.autoreset == Autoreset::kSameStep ? 1 : 0;
   header.sign_rewards = options.reward_transform == RewardTransform::kSign ? 1 : 0;
+  header.token_bytes = options.dtype == TokenType::kUint8 ? 1 : 2;
   header.fixed_check = header.check_of_fixed();
   header.steps_check = check_of_steps(0);
   header.cut_at = std::numeric_limits<std::uint64_t>::max();
@@ -98,6 +99,7 @@ ReplayOptions options_of(const ReplayHeader& header) {
   options.alpha = header.alpha;
   options.seed = header.seed;
   options.autoreset = header.same_step ? Autoreset::kSameStep : Autoreset::kNextStep;
+  options.dtype = header.token_bytes == 1 ? TokenType::kUint8 : TokenType::kUint16;
   options.reward_transform = header.sign_rewards ? RewardTransform::kSign : RewardTransform::kNone;
   return options;
 }

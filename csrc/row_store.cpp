@@ -48,6 +48,20 @@ std::uint64_t ReplayHeader::frame_tokens() const {
   return product;
 }
 
+FrameCodec ReplayHeader::codec(Isa isa) const {
+  return {token_bytes == 1 ? TokenType::kUint8 : TokenType::kUint16, frame_tokens(), vocab_size,
+          isa};
+}
+
+std::uint64_t ReplayHeader::row_bytes() const {
+  const std::uint64_t bytes = RowStore::head_bytes(*this) + codec(Isa::kScalar).stored_bytes();
+  return (bytes + 3) / 4 * 4;  // the fields of the next row are aligned
+}
+
+std::size_t RowStore::head_bytes(const ReplayHeader& header) {
+  return sizeof(RowHead) + (header.same_step ? sizeof(std::uint32_t) : 0);
+}
+
 std::uint64_t ReplayHeader::check_of_fixed() const {
   Checksum sum;
   sum.add({reinterpret_cast<const std::byte*>(this), offsetof(ReplayHeader, fixed_check)});
@@ -84,33 +98,28 @@ void check_header(const ReplayHeader& header, const std::array<char, 8>& magic,
 }
 
 RowStore::Layout::Layout(const ReplayHeader& header, bool in_file) {
-  const std::size_t rows = header.rows();
-  const std::size_t frame_bytes = header.frame_tokens() * sizeof(std::uint16_t);
-  const std::size_t leaf_count = SumTree<double, double>::padded(rows);
+  const std::size_t row_count = header.rows();
+  const std::size_t leaf_count = SumTree<double, double>::padded(row_count);
   std::size_t at = kHeaderBytes;
   const auto section = [&at](std::size_t bytes) {
     const std::size_t begin = at;
     at = page_up(at + bytes);
     return begin;
   };
-  frames = section(rows * frame_bytes);
-  actions = section(rows * sizeof(std::int32_t));
-  rewards = section(rows * sizeof(float));
-  marks = section(rows * sizeof(std::uint16_t));
-  since = section(rows * sizeof(std::uint8_t));
-  final_of = section(header.same_step ? rows * sizeof(std::uint32_t) : 0);
+  rows = section(row_count * header.row_bytes());
   leaves = section(header.prioritized ? leaf_count * sizeof(double) : 0);
-  row_check = section(in_file ? rows * sizeof(std::uint64_t) : 0);
-  finals = section(header.same_step ? rows * frame_bytes : 0);
+  row_check = section(in_file ? row_count * sizeof(std::uint64_t) : 0);
+  finals = section(header.same_step ? row_count * header.codec(Isa::kScalar).stored_bytes() : 0);
   end = at;
 }
 
-RowStore::RowStore(const ReplayHeader& header) : RowStore(header, std::nullopt, false) {
+RowStore::RowStore(const ReplayHeader& header, Isa isa)
+    : RowStore(header, std::nullopt, false, isa) {
   *header_ = header;
 }
 
-RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted)
-    : RowStore(wanted, create_or_open(path, wanted), true) {
+RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted, Isa isa)
+    : RowStore(wanted, create_or_open(path, wanted), true, isa) {
   verify();
   // A process killed in the middle of a commit has left the check of the step before; another kill
   // there must not find it two steps behind.
@@ -118,7 +127,7 @@ RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted
   rebuild_free_finals();
 }
 
-RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file)
+RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file, Isa isa)
     : layout_(header, in_file),
       file_(std::move(file)),
       region_([&] {
@@ -127,19 +136,14 @@ RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in
         return Mapping(layout_.end);
       }()),
       header_(reinterpret_cast<ReplayHeader*>(region_.data())),
+      codec_(header.codec(isa)),
       slots_(header.slots()),
-      tokens_(header.frame_tokens()) {
+      head_bytes_(head_bytes(header)),
+      stride_(header.row_bytes()),
+      rows_(region_.data() + layout_.rows) {
   const auto at = [this](std::size_t offset) { return region_.data() + offset; };
-  frames_ = reinterpret_cast<std::uint16_t*>(at(layout_.frames));
-  actions_ = reinterpret_cast<std::int32_t*>(at(layout_.actions));
-  rewards_ = reinterpret_cast<float*>(at(layout_.rewards));
-  marks_ = reinterpret_cast<std::uint16_t*>(at(layout_.marks));
-  since_ = reinterpret_cast<std::uint8_t*>(at(layout_.since));
   if (in_file) row_check_ = reinterpret_cast<std::uint64_t*>(at(layout_.row_check));
-  if (header.same_step) {
-    final_of_ = reinterpret_cast<std::uint32_t*>(at(layout_.final_of));
-    finals_ = reinterpret_cast<std::uint16_t*>(at(layout_.finals));
-  }
+  if (header.same_step) finals_ = at(layout_.finals);
   if (header.prioritized) {
     leaves_ = reinterpret_cast<double*>(at(layout_.leaves));
     leaf_count_ = SumTree<double, double>::padded(header.rows());
@@ -147,7 +151,7 @@ RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in
 }
 
 void RowStore::set_bits(std::size_t row, std::uint8_t bits) {
-  marks_[row] = row_bits::mark_of(bits);
+  head(row).mark = row_bits::mark_of(bits);
 }
 
 void RowStore::reserve_finals(std::size_t count) {
@@ -158,8 +162,8 @@ void RowStore::reserve_finals(std::size_t count) {
   if (needed > reserved_finals_) {
     const std::size_t more = std::min(std::max(needed - reserved_finals_, kFinalsChunk),
                                       header_->rows() - reserved_finals_);
-    const std::size_t frame_bytes = tokens_ * sizeof(std::uint16_t);
-    if (file_) file_->reserve(layout_.finals + reserved_finals_ * frame_bytes, more * frame_bytes);
+    const std::size_t stored = codec_.stored_bytes();
+    if (file_) file_->reserve(layout_.finals + reserved_finals_ * stored, more * stored);
     reserved_finals_ += more;
   }
   for (std::size_t i = 0; i < fresh; ++i) {
@@ -167,18 +171,18 @@ void RowStore::reserve_finals(std::size_t count) {
   }
 }
 
-void RowStore::put_final(std::size_t row, const std::uint16_t* tokens) {
+void RowStore::put_final(std::size_t row, const std::byte* frame) {
   std::ranges::pop_heap(free_finals_, std::greater<>());
   const std::uint32_t index = free_finals_.back();
   free_finals_.pop_back();
-  std::memcpy(finals_ + index * tokens_, tokens, tokens_ * sizeof(std::uint16_t));
-  final_of_[row] = index + 1;
+  codec_.pack(frame, finals_ + index * codec_.stored_bytes());
+  final_of_field(row) = index + 1;
 }
 
 void RowStore::free_final(std::size_t row) {
   const std::optional<std::uint32_t> index = final_of(row);
   if (!index) return;
-  final_of_[row] = 0;
+  final_of_field(row) = 0;
   make_free(*index);
 }
 
@@ -190,12 +194,13 @@ void RowStore::make_free(std::uint32_t index) {
 std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const {
   Checksum sum;
   sum.add_word(step);  // a page that never reached the disk may hold a sound row of the last lap
-  sum.add_word(static_cast<std::uint32_t>(actions_[row]));
-  sum.add_word(std::bit_cast<std::uint32_t>(rewards_[row]));
-  sum.add_word(since_[row]);
+  const RowHead& fields = head(row);
+  sum.add_word(static_cast<std::uint32_t>(fields.action));
+  sum.add_word(std::bit_cast<std::uint32_t>(fields.reward));
+  sum.add_word(static_cast<std::uint64_t>(fields.since) << 8 | fields.zero);
   sum.add_word(bits);
-  sum.add(bytes_of(frame(row), tokens_));
-  if (const auto index = final_of(row)) sum.add(bytes_of(final_frame(*index), tokens_));
+  sum.add({frame(row), stride_ - head_bytes_});
+  if (const auto index = final_of(row)) sum.add({final_frame(*index), codec_.stored_bytes()});
   return sum.value();
 }
 
@@ -215,31 +220,20 @@ std::vector<RowStore::Run> RowStore::used_runs() {
   const std::size_t used = std::min(header_->steps, slots_);
   const std::size_t envs = header_->num_envs;
   std::vector<Run> runs;
-  const auto per_env = [&](auto* section, std::size_t width) {
-    if (section == nullptr) return;
-    for (std::size_t env = 0; env < envs; ++env) {
-      runs.push_back({reinterpret_cast<std::byte*>(section + env * slots_ * width),
-                      used * width * sizeof(*section)});
-    }
-  };
-  per_env(frames_, tokens_);
-  per_env(actions_, 1);
-  per_env(rewards_, 1);
-  per_env(marks_, 1);
-  per_env(since_, 1);
-  per_env(final_of_, 1);
+  for (std::size_t env = 0; env < envs; ++env) {
+    runs.push_back({rows_ + row(env, 0) * stride_, used * stride_});
+  }
   if (leaves_ != nullptr) {
     runs.push_back({reinterpret_cast<std::byte*>(leaves_), used * envs * sizeof(double)});
   }
   if (finals_ != nullptr) {
-    runs.push_back({reinterpret_cast<std::byte*>(finals_),
-                    header_->final_slots * tokens_ * sizeof(std::uint16_t)});
+    runs.push_back({finals_, header_->final_slots * codec_.stored_bytes()});
   }
   return runs;
 }
 
 void RowStore::rebuild_free_finals() {
-  if (final_of_ == nullptr) return;
+  if (finals_ == nullptr) return;
   const std::uint64_t steps = header_->steps;
   const std::uint64_t oldest = steps - std::min(steps, header_->kept);
   std::vector<bool> taken(header_->final_slots, false);
@@ -248,7 +242,7 @@ void RowStore::rebuild_free_finals() {
       if (const auto index = final_of(row(env, slot_of(step)))) taken[*index] = true;
     }
     // The spare row: a killed process may have been writing it.
-    final_of_[row(env, slot_of(steps))] = 0;
+    final_of_field(row(env, slot_of(steps))) = 0;
   }
   free_finals_.clear();
   for (std::uint32_t index = 0; index < taken.size(); ++index) {
@@ -258,7 +252,7 @@ void RowStore::rebuild_free_finals() {
 }
 
 std::size_t RowStore::nbytes() const {
-  return layout_.finals + (finals_ == nullptr ? 0 : reserved_finals_ * tokens_ * 2);
+  return layout_.finals + (finals_ == nullptr ? 0 : reserved_finals_ * codec_.stored_bytes());
 }
 
 }  // namespace wmfast

@@ -21,6 +21,10 @@ std::string autoreset_text(const ReplayHeader& header) {
   return header.same_step ? "same_step" : "next_step";
 }
 
+std::string dtype_text(const ReplayHeader& header) {
+  return header.token_bytes == 1 ? "uint8" : "uint16";
+}
+
 void require_same_geometry(const std::filesystem::path& path, const ReplayHeader& held,
                            const ReplayHeader& wanted) {
   const auto same = [&path](const char* field, const std::string& in_file,
@@ -34,6 +38,7 @@ void require_same_geometry(const std::filesystem::path& path, const ReplayHeader
        std::to_string(wanted.kept * wanted.num_envs));
   same("frame_shape", shape_text(held), shape_text(wanted));
   same("vocab_size", std::to_string(held.vocab_size), std::to_string(wanted.vocab_size));
+  same("dtype", dtype_text(held), dtype_text(wanted));
   same("autoreset", autoreset_text(held), autoreset_text(wanted));
   same("prioritized", std::to_string(held.prioritized), std::to_string(wanted.prioritized));
   same("alpha", std::to_string(held.alpha), std::to_string(wanted.alpha));
@@ -85,7 +90,7 @@ File RowStore::create_or_open(const std::filesystem::path& path, const ReplayHea
 // the row a final frame, whatever it was, or the end of an episode.
 bool RowStore::is_whole(std::size_t row, std::uint64_t step) const {
   const std::uint8_t now = bits(row);
-  if (marks_[row] != row_bits::mark_of(now)) return false;
+  if (head(row).mark != row_bits::mark_of(now)) return false;
   if (row_check_[row] == row_check(row, step, now)) return true;
   if (now == row_bits::kFinal) {
     for (std::uint8_t before = 0; before < row_bits::kFinal; ++before) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "replay_options.hpp"
@@ -10,9 +11,9 @@
 namespace wmfast {
 namespace {
 
-RowStore make_store(const ReplayOptions& options) {
+RowStore make_store(const ReplayOptions& options, Isa isa) {
   const ReplayHeader header = header_of(options);
-  return options.path.empty() ? RowStore(header) : RowStore(options.path, header);
+  return options.path.empty() ? RowStore(header, isa) : RowStore(options.path, header, isa);
 }
 
 ReplayOptions whole_capacity(ReplayOptions options) {
@@ -31,8 +32,9 @@ TokenReplay::TokenReplay(const ReplayOptions& options)
       envs_(static_cast<std::size_t>(options.num_envs)),
       tokens_(header_of(options).frame_tokens()),
       history_(static_cast<std::size_t>(options.history)),
+      isa_(options.isa ? *options.isa : choose_isa()),
       mutex_(!options.path.empty()),
-      store_(make_store(options)),
+      store_(make_store(options, isa_)),
       drawable_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
       rows_tree_(drawable_) {
   double power = 1.0;
@@ -114,17 +116,29 @@ void TokenReplay::require_step(const StepInput& step) const {
     throw std::invalid_argument(std::string(field) + " has " + std::to_string(have) +
                                 " elements, should have " + std::to_string(want));
   };
-  const auto tokens = [&](const char* field, std::span<const std::uint16_t> frames,
-                          std::size_t env) {
-    const auto frame = frames.subspan(env * tokens_, tokens_);
-    std::uint16_t largest = 0;
-    for (const std::uint16_t token : frame) largest = std::max(largest, token);
+  const FrameCodec& codec = store_.codec();
+  const auto tokens = [&](const char* field, const ConstTokenSpan& frames, std::size_t env) {
+    const std::byte* frame = frames.at(env * tokens_);
+    const std::uint16_t largest = codec.largest(frame);
     if (largest < options_.vocab_size) return;
-    const auto at = std::find(frame.begin(), frame.end(), largest) - frame.begin();
+    const auto token = [&](std::size_t i) {
+      std::uint16_t value = 0;
+      std::memcpy(&value, frame + i * codec.token_bytes(), codec.token_bytes());
+      return value;
+    };
+    std::size_t at = 0;
+    while (token(at) != largest) ++at;
     fail(field, env,
          "has token " + std::to_string(largest) + " at position " + std::to_string(at) +
              ", allowed are 0 to " + std::to_string(options_.vocab_size - 1));
   };
+  const auto width = [&](const char* field, const ConstTokenSpan& frames) {
+    if (frames.token_bytes() == codec.token_bytes()) return;
+    throw std::invalid_argument(std::string(field) + " has tokens of " +
+                                std::to_string(frames.token_bytes()) + " bytes, this buffer has " +
+                                std::to_string(codec.token_bytes()));
+  };
+  width("frames", step.frames);
   size("frames", step.frames.size(), envs_ * tokens_);
   size("actions", step.actions.size(), envs_);
   size("rewards", step.rewards.size(), envs_);
@@ -138,6 +152,7 @@ void TokenReplay::require_step(const StepInput& step) const {
           "final_frames is given, but autoreset is next_step: the final frame comes as the next "
           "row");
     }
+    width("final_frames", step.final_frames);
     size("final_frames", step.final_frames.size(), envs_ * tokens_);
   }
   for (std::size_t env = 0; env < envs_; ++env) {
@@ -203,10 +218,10 @@ void TokenReplay::write_row(const StepInput& step, std::uint64_t env) {
     if (step.truncated[env]) bits |= row_bits::kTruncated;
     if (!step.life_lost.empty() && step.life_lost[env]) bits |= row_bits::kLifeLost;
     if ((bits & row_bits::kEnded) && !step.final_frames.empty()) {
-      store_.put_final(row, &step.final_frames[env * tokens_]);
+      store_.put_final(row, step.final_frames.at(env * tokens_));
     }
   }
-  std::copy_n(&step.frames[env * tokens_], tokens_, store_.frame(row));
+  store_.codec().pack(step.frames.at(env * tokens_), store_.frame(row));
   store_.action(row) = static_cast<std::int32_t>(step.actions[env]);
   store_.reward(row) = step.rewards[env];
   store_.since(row) = since;

@@ -1,7 +1,6 @@
-// TokenReplay: drawing rows and putting histories together.
+// TokenReplay: drawing rows.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "wmfast/token_replay.hpp"
 
@@ -17,87 +16,35 @@ void TokenReplay::throw_nothing_drawable(const std::string& call) const {
       (rows_tree_.total() > 0 ? ", and all priorities are 0" : ""));
 }
 
-std::uint64_t TokenReplay::step_of_slot(std::uint64_t slot) const {
-  const std::uint64_t steps = store_.header().steps;
-  const std::uint64_t head = store_.slot_of(steps);
-  return steps - (head > slot ? head - slot : head + store_.header().slots() - slot);
-}
-
-void TokenReplay::copy_rows(std::uint64_t env, std::uint64_t step, std::size_t count,
-                            std::uint16_t* out) const {
-  const std::uint64_t slot = store_.slot_of(step);
-  const std::size_t first = std::min<std::size_t>(count, store_.header().slots() - slot);
-  const std::size_t frame_bytes = tokens_ * sizeof(std::uint16_t);
-  std::memcpy(out, store_.frame(store_.row(env, slot)), first * frame_bytes);
-  if (first < count) {
-    std::memcpy(out + first * tokens_, store_.frame(store_.row(env, 0)),
-                (count - first) * frame_bytes);
-  }
-}
-
-// The H frames that end with the one of `step`.
-void TokenReplay::copy_history(std::uint64_t env, std::uint64_t step, std::uint16_t* out) const {
-  const std::size_t before = std::min<std::size_t>(store_.since(row_at(env, step)), history_ - 1);
-  for (std::size_t pad = before + 1; pad < history_; ++pad, out += tokens_) {
-    copy_rows(env, step - before, 1, out);
-  }
-  copy_rows(env, step - before, before + 1, out);
-}
-
-void TokenReplay::gather(const TransitionOutput& out, std::size_t i, std::size_t leaf) {
-  const std::uint64_t env = leaf % envs_;
-  const std::uint64_t step = step_of_slot(leaf / envs_);
-  const std::size_t start = row_at(env, step);
-  out.index[i] = static_cast<std::int64_t>(step * envs_ + env);
-  out.action[i] = store_.action(start);
-
-  double sum = 0.0;
-  double discount = gamma_powers_.back();
-  std::uint64_t last = step + gamma_powers_.size() - 2;  // the last step of the return
-  for (std::uint64_t at = step; at <= last; ++at) {
-    const std::size_t row = row_at(env, at);
-    double reward = static_cast<double>(store_.reward(row));
-    if (options_.reward_transform == RewardTransform::kSign) {
-      reward = reward > 0.0 ? 1.0 : (reward < 0.0 ? -1.0 : 0.0);
-    }
-    sum += gamma_powers_[at - step] * reward;
-    const std::uint8_t bits = store_.bits(row);
-    if (bits & (row_bits::kEnded | row_bits::kLifeLost)) {
-      last = at;
-      const bool dead = (bits & (row_bits::kTerminated | row_bits::kLifeLost)) != 0;
-      discount = dead ? 0.0 : gamma_powers_[at - step + 1];
-    }
-  }
-  out.reward[i] = static_cast<float>(sum);
-  out.discount[i] = static_cast<float>(discount);
-
-  const std::size_t stack = history_ * tokens_;
-  const std::size_t frame_bytes = tokens_ * sizeof(std::uint16_t);
-  const std::optional<std::uint32_t> final = store_.final_of(row_at(env, last));
-  if (!out.window.empty()) {
-    std::uint16_t* window = &out.window[i * (stack + tokens_)];
-    copy_history(env, step, window);
-    if (final) {
-      std::memcpy(window + stack, store_.final_frame(*final), frame_bytes);
-    } else {
-      copy_rows(env, step + 1, 1, window + stack);
-    }
+// Tokens of the wrong width or number would be written beside the caller's memory.
+void TokenReplay::require_tokens(const char* field, const TokenSpan& tokens,
+                                 std::size_t frames) const {
+  if (tokens.token_bytes() == store_.codec().token_bytes() && tokens.size() == frames * tokens_) {
     return;
   }
-  copy_history(env, step, &out.state[i * stack]);
-  std::uint16_t* next = &out.next_state[i * stack];
-  if (!final) {
-    copy_history(env, last + 1, next);
-    return;
+  throw std::invalid_argument(std::string(field) + " has " + std::to_string(tokens.size()) +
+                              " tokens of " + std::to_string(tokens.token_bytes()) +
+                              " bytes, should have " + std::to_string(frames * tokens_) + " of " +
+                              std::to_string(store_.codec().token_bytes()));
+}
+
+// Calls `take` with each drawn row's number and place, its memory asked for a little before.
+template <typename Take>
+void TokenReplay::for_each_drawn(Take take) {
+  constexpr std::size_t kAhead = 2;
+  places_.resize(drawn_.size());
+  std::uint64_t age = 0;
+  for (std::size_t i = 0; i < drawn_.size(); ++i) {
+    places_[i] = place_of(drawn_[i]);
+    age += store_.header().steps - 1 - places_[i].step;
   }
-  // The history that ends with the final frame is that of the last row, one frame on.
-  const std::size_t since = store_.since(row_at(env, last)) + std::size_t{1};
-  const std::size_t before = std::min(since, history_ - 1);
-  for (std::size_t pad = before + 1; pad < history_; ++pad, next += tokens_) {
-    copy_rows(env, last + 1 - before, 1, next);
+  for (std::size_t i = 0; i < std::min(kAhead, places_.size()); ++i) prefetch(places_[i]);
+  for (std::size_t i = 0; i < places_.size(); ++i) {
+    if (i + kAhead < places_.size()) prefetch(places_[i + kAhead]);
+    take(i, places_[i]);
   }
-  if (before > 0) copy_rows(env, last + 1 - before, before, next);
-  std::memcpy(next + before * tokens_, store_.final_frame(*final), frame_bytes);
+  sampled_ += drawn_.size();
+  sampled_age_ += age * envs_;
 }
 
 void TokenReplay::draw_by_priority(std::span<std::size_t> leaf, std::span<float> weight,
@@ -160,6 +107,12 @@ void TokenReplay::sample(const TransitionOutput& out, double beta) {
     throw std::invalid_argument("sample: window=True needs n_step 1, this buffer has " +
                                 std::to_string(options_.n_step));
   }
+  if (out.window.empty()) {
+    require_tokens("state", out.state, out.index.size() * history_);
+    require_tokens("next_state", out.next_state, out.index.size() * history_);
+  } else {
+    require_tokens("window", out.window, out.index.size() * (history_ + 1));
+  }
   const bool possible = priority_tree_ ? priority_tree_->total() > 0.0 : rows_tree_.total() > 0;
   if (!possible) {
     throw_nothing_drawable("sample(batch_size=" + std::to_string(out.index.size()) + ")");
@@ -171,46 +124,7 @@ void TokenReplay::sample(const TransitionOutput& out, double beta) {
     draw_evenly(drawn_, std::nullopt);
     std::fill(out.weight.begin(), out.weight.end(), 1.0f);
   }
-  for (std::size_t i = 0; i < drawn_.size(); ++i) gather(out, i, drawn_[i]);
-  sampled_ += drawn_.size();
-}
-
-void TokenReplay::gather_sequence(const SequenceOutput& out, std::size_t i, std::size_t leaf) {
-  const std::uint64_t env = leaf % envs_;
-  const std::uint64_t step = step_of_slot(leaf / envs_);
-  const auto length = static_cast<std::size_t>(out.length);
-  const std::size_t base = i * length;
-  std::size_t taken = 0;
-  std::optional<std::uint32_t> final;
-  while (taken < length && has_successor(env, step + taken)) {
-    const std::size_t row = row_at(env, step + taken);
-    const std::uint8_t bits = store_.bits(row);
-    out.action[base + taken] = store_.action(row);
-    out.reward[base + taken] = store_.reward(row);
-    out.terminated[base + taken] = bits & row_bits::kTerminated ? 1 : 0;
-    out.mask[base + taken] = 1;
-    ++taken;
-    final = store_.final_of(row);
-    if (bits & row_bits::kEnded) break;
-  }
-  std::fill_n(&out.action[base] + taken, length - taken, std::int64_t{0});
-  std::fill_n(&out.reward[base] + taken, length - taken, 0.0f);
-  std::fill_n(&out.terminated[base] + taken, length - taken, std::uint8_t{0});
-  std::fill_n(&out.mask[base] + taken, length - taken, std::uint8_t{0});
-
-  std::uint16_t* at = &out.tokens[i * (history_ + length) * tokens_];
-  copy_history(env, step, at);
-  at += history_ * tokens_;
-  if (final) {
-    copy_rows(env, step + 1, taken - 1, at);
-    std::copy_n(store_.final_frame(*final), tokens_, at + (taken - 1) * tokens_);
-  } else {
-    copy_rows(env, step + 1, taken, at);
-  }
-  at += taken * tokens_;
-  for (std::size_t rest = taken; rest < length; ++rest, at += tokens_) {
-    std::copy_n(at - tokens_, tokens_, at);
-  }
+  for_each_drawn([&](std::size_t i, const Place& place) { gather(out, i, place); });
 }
 
 void TokenReplay::sample_sequences(const SequenceOutput& out, std::optional<Recent> recent) {
@@ -228,6 +142,7 @@ void TokenReplay::sample_sequences(const SequenceOutput& out, std::optional<Rece
                                 ", " + std::to_string(recent->fraction) +
                                 "), steps must be positive and the fraction in 0 to 1");
   }
+  require_tokens("tokens", out.tokens, batch * (history_ + static_cast<std::size_t>(out.length)));
   if (rows_tree_.total() == 0) {
     throw_nothing_drawable("sample_sequences(batch_size=" + std::to_string(batch) + ")");
   }
@@ -241,8 +156,7 @@ void TokenReplay::sample_sequences(const SequenceOutput& out, std::optional<Rece
     if (newer > 0) draw_evenly(drawn.first(newer), per_env);
   }
   if (newer < batch) draw_evenly(drawn.subspan(newer), std::nullopt);
-  for (std::size_t i = 0; i < batch; ++i) gather_sequence(out, i, drawn_[i]);
-  sampled_ += batch;
+  for_each_drawn([&](std::size_t i, const Place& place) { gather_sequence(out, i, place); });
 }
 
 }  // namespace wmfast

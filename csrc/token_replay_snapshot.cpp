@@ -28,13 +28,11 @@ void for_each_piece(const std::vector<RowStore::Run>& runs, Use use) {
 
 // Bytes of a whole snapshot with this header; as RowStore::used_runs.
 std::uint64_t snapshot_bytes(const ReplayHeader& header) {
-  const std::uint64_t frame_bytes = header.frame_tokens() * sizeof(std::uint16_t);
   const std::uint64_t rows = std::min(header.steps, header.slots()) * header.num_envs;
-  std::uint64_t row_bytes = frame_bytes + sizeof(std::int32_t) + sizeof(float) +
-                            sizeof(std::uint16_t) + sizeof(std::uint8_t);
-  if (header.same_step) row_bytes += sizeof(std::uint32_t);
-  if (header.prioritized) row_bytes += sizeof(double);
-  return kHeaderBytes + rows * row_bytes + header.final_slots * frame_bytes + sizeof(std::uint64_t);
+  const std::uint64_t row_bytes = header.row_bytes() + (header.prioritized ? sizeof(double) : 0);
+  const std::uint64_t final_bytes =
+      header.same_step ? header.final_slots * header.codec(Isa::kScalar).stored_bytes() : 0;
+  return kHeaderBytes + rows * row_bytes + final_bytes + sizeof(std::uint64_t);
 }
 
 // The rename would cut a store off from its name: all it holds would be lost with its process.

@@ -114,7 +114,7 @@ def test_damaged_snapshots_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"{path}: "):
             TokenReplay.load(path)
     path.write_bytes(good[:8] + b"\x07" + good[9:])
-    with pytest.raises(ValueError, match="format version 7, this program reads version 1"):
+    with pytest.raises(ValueError, match="format version 7, this program reads version 2"):
         TokenReplay.load(path)
     with pytest.raises(FileNotFoundError):
         TokenReplay.load(tmp_path / "nothing")
@@ -141,8 +141,8 @@ def test_damaged_and_foreign_stores_are_named(tmp_path: Path) -> None:
             small(path=path, **options)
     with pytest.raises(ValueError, match="the store has capacity 60, asked for 63"):
         TokenReplay(63, ENVS, frame_shape=(5,), path=path)
-    # The first frame of env 1 lies 21 slots into the second page.
-    at = 4096 + 21 * 10
+    # The first row of env 1 lies 21 slots into the second page: 12 bytes, then its frame.
+    at = 4096 + 21 * 20 + 12
     path.write_bytes(good[:at] + b"\x09" + good[at + 1 :])
     with pytest.raises(ValueError, match=f"{path}: damaged row: env 1 step 0"):
         small(path=path)

@@ -12,20 +12,12 @@ from wmfast import TokenReplay
 
 PAGE, SLOTS, STEPS = 4096, KEPT + 1, 70
 ROWS = ENVS * SLOTS
-# Bytes of a row in each section of a store, in file order; each section begins on a page.
-SECTIONS = {
-    "frames": 2 * TOKENS,
-    "actions": 4,
-    "rewards": 4,
-    "marks": 2,
-    "since": 1,
-    "final_of": 4,
-    "leaves": 8,
-    "row_check": 8,
-    "finals": 2 * TOKENS,
-}
+# Bytes of a row in each section of a store, in file order; each section begins on a page. A row:
+# 16 bytes of fields (the last 4: which final frame), its tokens, 2 bytes of padding.
+SECTIONS = {"rows": 16 + 2 * TOKENS + 2, "leaves": 8, "row_check": 8, "finals": 2 * TOKENS}
+FINAL_OF = 12
 # Of the header: what never changes; the count of steps and its check; what may be anything sound.
-COUNTS, MOVING = range(152, 168), range(168, 224)
+COUNTS, MOVING = range(160, 176), range(176, 232)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +81,8 @@ def test_a_flip_in_any_section_is_refused_or_changes_no_row(tmp_path, good, sect
     assert len(sound) > ENVS * KEPT // 2
     begin, width = section_begins()[section], SECTIONS[section]
     spare = STEPS % SLOTS  # of each env; finals and leaves are not by env and slot
-    refused = 0
-    for case in range(100):
+    refused, cases = 0, 500 if section == "rows" else 100
+    for case in range(cases):
         row, byte = int(rng.integers(ROWS)), int(rng.integers(width))
         mask = 1 << int(rng.integers(8)) if case % 2 else int(rng.integers(1, 256))
         data = flipped(good["store"], begin + row * width + byte, mask)
@@ -104,7 +96,7 @@ def test_a_flip_in_any_section_is_refused_or_changes_no_row(tmp_path, good, sect
             step = STEPS - 1 - (STEPS - 1 - row % SLOTS) % SLOTS
             assert result == f"damaged row: env {row // SLOTS} step {step}"
     if section not in ("leaves", "finals"):
-        assert refused >= 80
+        assert refused >= 0.8 * cases
     assert section != "finals" or refused >= 5  # only some of the frames are in use
 
 
@@ -171,7 +163,8 @@ def test_two_rows_never_share_a_final_frame(tmp_path) -> None:
         replay.add(frames, [0] * ENVS, [0.0] * ENVS, yes, yes, final_frames=frames)
     del replay
     data = bytearray(path.read_bytes())
-    final_of = np.frombuffer(data, "<u4", ROWS, section_begins()["final_of"])
+    rows = np.frombuffer(data, np.uint8, ROWS * SECTIONS["rows"], PAGE).reshape(ROWS, -1)
+    final_of = rows[:, FINAL_OF : FINAL_OF + 4].view("<u4")[:, 0]
     assert sorted(final_of[final_of > 0].tolist()) == list(range(1, 4 * ENVS + 1))
     final_of[1] = final_of[0]
     assert opened(path, bytes(data)) == (
@@ -208,7 +201,7 @@ def test_torn_pages_are_refused_or_change_no_row(tmp_path, good) -> None:
         result = opened(tmp_path / "store", bytes(data))
         refused += isinstance(result, str)
         assert isinstance(result, str) or result in whole  # but for priorities
-    assert refused > 100
+    assert refused > 80  # the others lost no page, or all of one kind
 
 
 def test_any_flip_or_cut_of_a_snapshot_is_refused(tmp_path, good) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Tokens: TypeAlias = npt.NDArray[np.uint16]
+Tokens: TypeAlias = npt.NDArray[np.uint16] | npt.NDArray[np.uint8]
 Out: TypeAlias = Mapping[str, npt.NDArray[Any]] | Batch
 
 class Batch:
@@ -42,7 +42,9 @@ class TokenReplay:
         capacity: env steps kept, over all envs; rounded down to a multiple of ``num_envs``.
         num_envs: E.
         frame_shape: 1 to 4 axes; their product is K.
-        vocab_size: tokens are 0 to ``vocab_size - 1``; at most 65536.
+        vocab_size: tokens are 0 to ``vocab_size - 1``; at most 65536. A token takes 8 bits of the
+            store for a vocabulary of 256, one more for each doubling up to 4096, then 16.
+        dtype: of frames given and drawn. ``uint8`` frames (images, say) are stored as they are.
         history: H, 1 to 255.
         n_step: steps of the return; it stops at ``terminated`` and at a lost life (discount 0) and
             at ``truncated`` (bootstraps from the true final frame).
@@ -74,6 +76,7 @@ class TokenReplay:
         *,
         frame_shape: Sequence[int] = (21, 16),
         vocab_size: int = 512,
+        dtype: Literal["uint16", "uint8"] = "uint16",
         history: int = 4,
         n_step: int = 1,
         gamma: float = 0.99,
@@ -203,6 +206,11 @@ class TokenReplay:
     def frame_shape(self) -> tuple[int, ...]: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint8]: ...
+    @property
+    def isa(self) -> Literal["avx512", "avx2", "scalar"]:
+        """The instructions in use; ``WMFAST_CPU`` in the environment chooses at construction."""
     @property
     def history(self) -> int: ...
     @property

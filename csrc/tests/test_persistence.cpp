@@ -18,7 +18,8 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kEnvs = 2;
 constexpr std::size_t kTokens = 3;
-constexpr std::size_t kPage = 4096;  // of a store: one section a page at this size
+constexpr std::size_t kPage = 4096;    // the rows of a store begin at the second
+constexpr std::size_t kRowBytes = 20;  // same_step: 16 of fields, 3 low bytes, a plane of 1 byte
 
 wmfast::ReplayOptions options_with(bool same_step, const fs::path& path = {}) {
   return {.capacity = 24,
@@ -139,16 +140,12 @@ void damage_of_a_store_is_noticed(const fs::path& folder) {
   }
   const std::vector<char> good = contents(path);
   const auto open = [&] { const wmfast::TokenReplay replay(options_with(true, path)); };
-  // frames, actions, rewards, marks, since; 12 of 13 slots are committed.
-  const std::size_t row_bytes[] = {2 * kTokens, 4, 4, 2, 1};
-  for (std::size_t section = 0; section < 5; ++section) {
-    for (std::size_t byte = 0; byte < 12 * row_bytes[section]; ++byte) {
-      std::vector<char> bad = good;
-      char& target = bad[(1 + section) * kPage + byte];
-      target = static_cast<char>(target ^ (1 << (byte % 8)));
-      put_contents(path, bad);
-      CHECK(contains(message_of<wmfast::DamagedFile>(open), "damaged row: env 0"));
-    }
+  for (std::size_t byte = 0; byte < 12 * kRowBytes; ++byte) {  // 12 of 13 slots are committed
+    std::vector<char> bad = good;
+    char& target = bad[kPage + byte];
+    target = static_cast<char>(target ^ (1 << (byte % 8)));
+    put_contents(path, bad);
+    CHECK(contains(message_of<wmfast::DamagedFile>(open), "damaged row: env 0"));
   }
   std::vector<char> bad = good;
   bad[offsetof(wmfast::ReplayHeader, steps)] ^= 2;
@@ -176,13 +173,10 @@ void a_row_under_way_leaves_nothing(const fs::path& folder) {
     live(replay, wmfast::seed_rng(1), kBefore, true);
   }
   std::vector<char> data = contents(path);
-  const std::size_t row_bytes[] = {2 * kTokens, 4, 4, 2, 1, 4};
-  for (std::size_t section = 0; section < 6; ++section) {
-    for (std::size_t env = 0; env < kEnvs; ++env) {
-      const std::size_t spare = env * 13 + kBefore % 13;
-      for (std::size_t byte = 0; byte < row_bytes[section]; ++byte) {
-        data[(1 + section) * kPage + spare * row_bytes[section] + byte] = byte == 0 ? 1 : 0;
-      }
+  for (std::size_t env = 0; env < kEnvs; ++env) {
+    const std::size_t spare = env * 13 + kBefore % 13;
+    for (std::size_t byte = 0; byte < kRowBytes; ++byte) {
+      data[kPage + spare * kRowBytes + byte] = byte % 4 == 0 ? 1 : 0;
     }
   }
   put_contents(path, data);

@@ -5,24 +5,31 @@
 // always lands in the spare one, and becomes part of the store by one 8-byte store to `steps`.
 //
 //            slot 0     1          h = steps % slots          slots - 1
-//   env 0  [ row   | row   | ... | spare | oldest | ... ... | row     ]     <- `frames`: one run of
-//   env 1  [ row   | row   | ... | spare | oldest | ... ... | row     ]        uint16, K per row,
-//   so
-//   ...                                                                        a history is one
-//   copy
+//   env 0  [ row   | row   | ... | spare | oldest | ... ... | row     ]     <- one run of memory,
+//   so env 1  [ row   | row   | ... | spare | oldest | ... ... | row     ]        a history is one
+//   read
+//   ...
+//
+//   a row  [ action int32 | reward float | mark uint16 | since uint8 | 0 | final_of uint32 | frame
+//   ]
+//            0              4              8             10           11  12 (same_step)     12 or
+//            16
+//
+//   mark       low byte: row bits; high byte: their check
+//   since      rows since the episode began, at most 255
+//   final_of   1 + index of the row's final frame, 0: none
+//   frame      as FrameCodec stores it; then zeros up to a multiple of 4 bytes
+//
+// What a draw reads of a row lies together: at 336 tokens of 512 a row is 392 bytes, and the five
+// rows of a history and its successor are 31 cache lines in sequence.
 //
 // One region of memory, sections in this order, each starting on a page:
 //
 //   header     ReplayHeader, 4096 bytes
-//   frames     uint16 [env][slot][K]
-//   actions    int32  [env][slot]
-//   rewards    float  [env][slot]
-//   marks      uint16 [env][slot]   low byte: row bits; high byte: their check
-//   since      uint8  [env][slot]   rows since the episode began, at most 255
-//   final_of   uint32 [env][slot]   1 + index of the row's final frame, 0: none      (same_step)
+//   rows       [env][slot]
 //   leaves     double [slot][env]   priority^alpha, 0 for rows that can't be drawn   (prioritized)
 //   row_check  uint64 [env][slot]   checksum of the row                              (file only)
-//   finals     uint16 [index][K]    true last frames of episodes; taken as needed    (same_step)
+//   finals     [index]              true last frames of episodes; taken as needed    (same_step)
 //
 // A process killed at any instruction leaves a file whose committed rows are whole: nothing
 // committed is ever rewritten, except marks (one 2-byte store) and leaves (one 8-byte store).
@@ -37,6 +44,8 @@
 #include <optional>
 #include <vector>
 
+#include "wmfast/frame_codec.hpp"
+#include "wmfast/isa.hpp"
 #include "wmfast/posix_file.hpp"
 #include "wmfast/rng.hpp"
 
@@ -60,6 +69,7 @@ struct ReplayHeader {
   std::uint64_t seed;
   std::uint64_t same_step;
   std::uint64_t sign_rewards;
+  std::uint64_t token_bytes;  // 2: uint16 frames, 1: uint8
   std::uint64_t fixed_check;  // checksum of everything above
 
   std::uint64_t steps;        // steps ever committed; the newest row is step `steps` - 1
@@ -70,14 +80,16 @@ struct ReplayHeader {
   std::uint64_t final_slots;  // finals[0 .. final_slots) may be in use
 
   std::uint64_t frame_tokens() const;  // K
+  FrameCodec codec(Isa isa) const;
+  std::uint64_t row_bytes() const;
   std::uint64_t slots() const { return kept + 1; }
   std::uint64_t rows() const { return slots() * num_envs; }
   std::uint64_t check_of_fixed() const;
   double largest_leaf() const;  // a priority^alpha beyond it could overflow the sum
 };
 
-inline constexpr std::uint64_t kLiveVersion = 2;  // 2: marks are part of a row's checksum
-inline constexpr std::uint64_t kSnapshotVersion = 1;
+inline constexpr std::uint64_t kLiveVersion = 3;  // 3: packed rows
+inline constexpr std::uint64_t kSnapshotVersion = 2;
 inline constexpr std::array<char, 8> kLiveMagic{'W', 'M', 'F', 'L', 'I', 'V', 'E', '\n'};
 inline constexpr std::array<char, 8> kSnapshotMagic{'W', 'M', 'F', 'S', 'N', 'A', 'P', '\n'};
 inline constexpr std::size_t kHeaderBytes = 4096;
@@ -111,13 +123,13 @@ class RowStore {
   };
 
   // In memory. Throws OutOfMemory, with numbers, if the machine has less.
-  explicit RowStore(const ReplayHeader& header);
+  RowStore(const ReplayHeader& header, Isa isa);
 
   // In the file at `path`: made if it isn't there, otherwise taken over as it is if it has the
-  // geometry of `wanted` (num_envs, kept, frame_shape, vocab_size, autoreset, prioritized, alpha).
-  // Throws FileError, DamagedFile, or std::invalid_argument that names the field that differs.
-  // The file is locked while the store lives. Reads every row once to verify it.
-  RowStore(const std::filesystem::path& path, const ReplayHeader& wanted);
+  // geometry of `wanted` (num_envs, kept, frame_shape, vocab_size, dtype, autoreset, prioritized,
+  // alpha). Throws FileError, DamagedFile, or std::invalid_argument that names the field that
+  // differs. The file is locked while the store lives. Reads every row once to verify it.
+  RowStore(const std::filesystem::path& path, const ReplayHeader& wanted, Isa isa);
 
   ReplayHeader& header() { return *header_; }
   const ReplayHeader& header() const { return *header_; }
@@ -126,29 +138,37 @@ class RowStore {
   std::uint64_t slot_of(std::uint64_t step) const { return step % slots_; }
   std::size_t row(std::uint64_t env, std::uint64_t slot) const { return env * slots_ + slot; }
 
-  std::uint16_t* frame(std::size_t row) { return frames_ + row * tokens_; }
-  const std::uint16_t* frame(std::size_t row) const { return frames_ + row * tokens_; }
-  const std::uint16_t* final_frame(std::uint32_t index) const { return finals_ + index * tokens_; }
-  std::int32_t& action(std::size_t row) { return actions_[row]; }
-  std::int32_t action(std::size_t row) const { return actions_[row]; }
-  float& reward(std::size_t row) { return rewards_[row]; }
-  float reward(std::size_t row) const { return rewards_[row]; }
-  std::uint8_t& since(std::size_t row) { return since_[row]; }
-  std::uint8_t since(std::size_t row) const { return since_[row]; }
-  std::uint8_t bits(std::size_t row) const { return static_cast<std::uint8_t>(marks_[row]); }
+  const FrameCodec& codec() const { return codec_; }
+  static std::size_t head_bytes(const ReplayHeader& header);  // of a row, before its frame
+  std::size_t stride() const { return stride_; }  // bytes from a row to the next one of its env
+
+  // A row's stored frame, and the bytes of a whole row.
+  std::byte* frame(std::size_t row) { return rows_ + row * stride_ + head_bytes_; }
+  const std::byte* frame(std::size_t row) const { return rows_ + row * stride_ + head_bytes_; }
+  const std::byte* row_begin(std::size_t row) const { return rows_ + row * stride_; }
+  const std::byte* final_frame(std::uint32_t index) const {
+    return finals_ + index * codec_.stored_bytes();
+  }
+
+  std::int32_t& action(std::size_t row) { return head(row).action; }
+  std::int32_t action(std::size_t row) const { return head(row).action; }
+  float& reward(std::size_t row) { return head(row).reward; }
+  float reward(std::size_t row) const { return head(row).reward; }
+  std::uint8_t& since(std::size_t row) { return head(row).since; }
+  std::uint8_t since(std::size_t row) const { return head(row).since; }
+  std::uint8_t bits(std::size_t row) const { return static_cast<std::uint8_t>(head(row).mark); }
   void set_bits(std::size_t row, std::uint8_t bits);
 
   // The row's final frame, if it has one.
   std::optional<std::uint32_t> final_of(std::size_t row) const {
-    if (final_of_ == nullptr || final_of_[row] == 0) return std::nullopt;
-    return final_of_[row] - 1;
+    if (finals_ == nullptr || final_of_field(row) == 0) return std::nullopt;
+    return final_of_field(row) - 1;
   }
 
   // Makes room for `count` more final frames, so that the next `count` put_final don't fail.
   void reserve_finals(std::size_t count);
-  void put_final(std::size_t row,
-                 const std::uint16_t* tokens);  // copies K tokens; the row has none yet
-  void free_final(std::size_t row);             // its frame, if any, may be used again
+  void put_final(std::size_t row, const std::byte* frame);  // the row has none yet
+  void free_final(std::size_t row);                         // its frame, if any, may be used again
 
   // File only: computes the checksum of a row just written as step `step`. Otherwise nothing.
   void seal(std::size_t row, std::uint64_t step);
@@ -171,33 +191,48 @@ class RowStore {
   std::uint64_t row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const;
 
  private:
+  struct RowHead {
+    std::int32_t action;
+    float reward;
+    std::uint16_t mark;
+    std::uint8_t since;
+    std::uint8_t zero;
+  };
   struct Layout {
     explicit Layout(const ReplayHeader& header, bool in_file);
-    std::size_t frames, actions, rewards, marks, since, final_of, leaves, row_check, finals, end;
+    std::size_t rows, leaves, row_check, finals, end;
   };
 
-  RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file);
+  RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file, Isa isa);
   static File create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted);
   void verify() const;
   bool is_whole(std::size_t row, std::uint64_t step) const;
   void make_free(std::uint32_t index);
 
+  RowHead& head(std::size_t row) { return *reinterpret_cast<RowHead*>(rows_ + row * stride_); }
+  const RowHead& head(std::size_t row) const {
+    return *reinterpret_cast<const RowHead*>(rows_ + row * stride_);
+  }
+  std::uint32_t& final_of_field(std::size_t row) {
+    return *reinterpret_cast<std::uint32_t*>(rows_ + row * stride_ + sizeof(RowHead));
+  }
+  std::uint32_t final_of_field(std::size_t row) const {
+    return *reinterpret_cast<const std::uint32_t*>(rows_ + row * stride_ + sizeof(RowHead));
+  }
+
   Layout layout_;
   std::optional<File> file_;
   Mapping region_;
   ReplayHeader* header_;
+  FrameCodec codec_;
   std::uint64_t slots_;
-  std::size_t tokens_;
-  std::uint16_t* frames_;
-  std::int32_t* actions_;
-  float* rewards_;
-  std::uint16_t* marks_;
-  std::uint8_t* since_;
-  std::uint32_t* final_of_ = nullptr;
+  std::size_t head_bytes_;
+  std::size_t stride_;
+  std::byte* rows_;
   double* leaves_ = nullptr;
   std::size_t leaf_count_ = 0;
   std::uint64_t* row_check_ = nullptr;
-  std::uint16_t* finals_ = nullptr;
+  std::byte* finals_ = nullptr;
   // A heap, the smallest first: which one is next depends on the set alone, so that a loaded buffer
   // goes on as the saved one.
   std::vector<std::uint32_t> free_finals_;

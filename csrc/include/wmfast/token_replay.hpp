@@ -35,8 +35,10 @@
 #include <vector>
 
 #include "wmfast/call_mutex.hpp"
+#include "wmfast/isa.hpp"
 #include "wmfast/row_store.hpp"
 #include "wmfast/sum_tree.hpp"
+#include "wmfast/token_span.hpp"
 
 namespace wmfast {
 
@@ -48,6 +50,7 @@ struct ReplayOptions {
   std::int64_t num_envs = 0;
   std::vector<std::int64_t> frame_shape = {21, 16};  // 1 to 4 axes; K is their product
   std::int64_t vocab_size = 512;                     // tokens are 0 .. vocab_size - 1; <= 65536
+  TokenType dtype = TokenType::kUint16;              // of frames given and drawn
   std::int64_t history = 4;                          // H, 1 .. 255
   std::int64_t n_step = 1;
   double gamma = 0.99;
@@ -57,35 +60,36 @@ struct ReplayOptions {
   Autoreset autoreset = Autoreset::kNextStep;
   RewardTransform reward_transform = RewardTransform::kNone;  // of `sample`; stored rewards are raw
   std::filesystem::path path = {};                            // empty: in memory
+  std::optional<Isa> isa = {};                                // empty: choose_isa()
 };
 
 // One step of every env; E = num_envs. The caller's memory, read during the call only.
 struct StepInput {
-  std::span<const std::uint16_t> frames;        // (E, K)
-  std::span<const std::int64_t> actions;        // (E)
-  std::span<const float> rewards;               // (E)
-  std::span<const std::uint8_t> terminated;     // (E) 0 or 1
-  std::span<const std::uint8_t> truncated;      // (E) 0 or 1
-  std::span<const std::uint8_t> life_lost;      // (E) 0 or 1, or empty
-  std::span<const std::uint16_t> final_frames;  // (E, K), or empty; kSameStep only
+  ConstTokenSpan frames;                     // (E, K) of `dtype`
+  std::span<const std::int64_t> actions;     // (E)
+  std::span<const float> rewards;            // (E)
+  std::span<const std::uint8_t> terminated;  // (E) 0 or 1
+  std::span<const std::uint8_t> truncated;   // (E) 0 or 1
+  std::span<const std::uint8_t> life_lost;   // (E) 0 or 1, or empty
+  ConstTokenSpan final_frames;               // (E, K), or empty; kSameStep only
 };
 
 // Where `sample` writes; the batch size is index.size(). Either state and next_state or window.
 struct TransitionOutput {
-  std::span<std::uint16_t> state;       // (B, H, K)
-  std::span<std::uint16_t> next_state;  // (B, H, K)
-  std::span<std::uint16_t> window;      // (B, H + 1, K), n_step 1 only
-  std::span<std::int64_t> action;       // (B)
-  std::span<float> reward;              // (B) sum of gamma^k r_{t+k}, k < m
-  std::span<float> discount;            // (B) gamma^m, or 0
-  std::span<float> weight;              // (B) (N P)^-beta / max in the batch
-  std::span<std::int64_t> index;        // (B) ids
+  TokenSpan state;                 // (B, H, K)
+  TokenSpan next_state;            // (B, H, K)
+  TokenSpan window;                // (B, H + 1, K), n_step 1 only
+  std::span<std::int64_t> action;  // (B)
+  std::span<float> reward;         // (B) sum of gamma^k r_{t+k}, k < m
+  std::span<float> discount;       // (B) gamma^m, or 0
+  std::span<float> weight;         // (B) (N P)^-beta / max in the batch
+  std::span<std::int64_t> index;   // (B) ids
 };
 
 // Where `sample_sequences` writes.
 struct SequenceOutput {
   std::int64_t length = 0;             // S
-  std::span<std::uint16_t> tokens;     // (B, H + S, K)
+  TokenSpan tokens;                    // (B, H + S, K)
   std::span<std::int64_t> action;      // (B, S)
   std::span<float> reward;             // (B, S) raw
   std::span<std::uint8_t> terminated;  // (B, S) 0 or 1
@@ -156,6 +160,7 @@ class TokenReplay {
   const ReplayOptions& options() const { return options_; }
   std::size_t num_envs() const { return envs_; }
   std::size_t frame_tokens() const { return tokens_; }  // K
+  Isa isa() const { return isa_; }
 
  private:
   std::uint64_t oldest() const;  // first stored step
@@ -170,20 +175,31 @@ class TokenReplay {
   void flush_changes();
   void build_trees(bool revive);
 
-  void copy_rows(std::uint64_t env, std::uint64_t step, std::size_t count,
-                 std::uint16_t* out) const;
-  void copy_history(std::uint64_t env, std::uint64_t step, std::uint16_t* out) const;
-  void gather(const TransitionOutput& out, std::size_t i, std::size_t leaf);
-  void gather_sequence(const SequenceOutput& out, std::size_t i, std::size_t leaf);
+  // Where a row is: its env, its step, and the ring's slot that holds it.
+  struct Place {
+    std::uint64_t env, step, slot;
+  };
+  Place place_of(std::size_t leaf) const;
+  std::uint64_t slot_before(std::uint64_t slot, std::uint64_t steps) const;
+  void prefetch(const Place& place) const;
+  void copy_rows(std::uint64_t env, std::uint64_t slot, std::size_t count, std::byte* out) const;
+  void copy_history(std::uint64_t env, std::uint64_t slot, std::size_t since, std::byte* out) const;
+  void copy_both_histories(const Place& place, std::size_t ahead, std::byte* state,
+                           std::byte* next_state) const;
+  void gather(const TransitionOutput& out, std::size_t i, const Place& place) const;
+  void gather_sequence(const SequenceOutput& out, std::size_t i, const Place& place) const;
+  void require_tokens(const char* field, const TokenSpan& tokens, std::size_t frames) const;
+  template <typename Take>
+  void for_each_drawn(Take take);
   void draw_by_priority(std::span<std::size_t> leaf, std::span<float> weight, double beta);
   void draw_evenly(std::span<std::size_t> leaf, std::optional<std::int64_t> recent_steps);
-  std::uint64_t step_of_slot(std::uint64_t slot) const;
   [[noreturn]] void throw_nothing_drawable(const std::string& call) const;
 
   const ReplayOptions options_;
   const std::size_t envs_;
   const std::size_t tokens_;   // K
   const std::size_t history_;  // H
+  const Isa isa_;
   mutable CallMutex mutex_;
   RowStore store_;
   std::vector<std::uint8_t> drawable_;                    // [slot][env] 0 or 1
@@ -192,6 +208,7 @@ class TokenReplay {
   std::vector<double> gamma_powers_;                      // gamma^0 .. gamma^n_step
   double newest_leaf_ = 1.0;                              // max_priority^alpha
   std::uint64_t sampled_ = 0;
+  std::uint64_t sampled_age_ = 0;  // summed, in env steps
   std::uint64_t updated_ = 0;
   std::uint64_t skipped_ = 0;
   // Changed rows of the call under way, for one batched update of the trees.
@@ -199,6 +216,7 @@ class TokenReplay {
   std::vector<std::uint8_t> changed_to_;
   std::vector<double> changed_leaf_;
   std::vector<std::size_t> drawn_;
+  std::vector<Place> places_;
 };
 
 }  // namespace wmfast
