@@ -65,6 +65,7 @@ def test_the_wheel_is_complete_and_works_outside_the_source_tree(tmp_path: Path)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"wmfast"}
     assert any(name.startswith("wmfast/_core.") and name.endswith(".so") for name in names)
     assert "wmfast/py.typed" in names
+    assert "wmfast/published_scores.json" in names
     for folder, inside in (("wmfast", "wmfast"), ("kernels", "wmfast/kernels")):
         for path in (ROOT / folder).rglob("*.py*"):
             if "__pycache__" not in path.parts:

@@ -1,4 +1,4 @@
-"""The command line: ``wmfast train|eval|dream``; ``wmfast-train`` is ``wmfast train``."""
+"""The command line: ``wmfast train|eval|dream|report``; ``wmfast-train`` is ``wmfast train``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from wmfast.errors import UserError
 
 T = TypeVar("T")
 _INTERRUPTED = 130  # as a shell reports SIGINT
-_USAGE = """usage: wmfast {train,eval,dream} ...
+_USAGE = """usage: wmfast {train,eval,dream,report} ...
 
   train   learn a game: tokenizer, world model and agent
   eval    play full games with a trained agent and score them
   dream   a GIF of a real game beside the world model's dream of it
+  report  scores of many runs: seeds, intervals, aggregates, published agents beside
 
 wmfast <command> --help says more."""
 
@@ -64,10 +65,28 @@ class DreamOptions:
     """Seed of the game."""
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """Put finished runs together: scores with intervals, aggregates, published agents beside."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders that hold run folders."""
+    json: Path | None = None
+    """Write everything as JSON here."""
+    out: Path | None = None
+    """Folder for report.md and the learning curves as PNG."""
+    markdown: bool = False
+    """Print markdown."""
+    policy: str = "greedy"
+    """Whose scores: `greedy`, or `epsilon 0.01`."""
+    ignore: tuple[str, ...] = ()
+    """Settings of config.json (`agent.n_step`) that may differ between runs of one group."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """``wmfast <command> ...``; exits with 0, 2 for bad input, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "eval": _eval, "dream": _dream}
+    commands = {"train": _train, "eval": _eval, "dream": _dream, "report": _report}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         sys.exit(0 if arguments else 2)
@@ -146,6 +165,20 @@ def _dream(arguments: list[str]) -> None:
         seed=options.seed,
     )
     print(path)
+
+
+def _report(arguments: list[str]) -> None:
+    options = parse(ReportOptions, arguments, "wmfast report")
+    from wmfast.report_files import report_runs
+
+    report_runs(
+        options.runs,
+        policy=options.policy,
+        ignore=options.ignore,
+        json_file=options.json,
+        out=options.out,
+        markdown=options.markdown,
+    )
 
 
 def _run(command: Callable[[list[str]], None], arguments: list[str]) -> None:

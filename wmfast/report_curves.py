@@ -1,0 +1,122 @@
+"""Learning curves of a report: one PNG a game, each group a colour, each seed a thin line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from wmfast.aggregate import mean_over_seeds
+from wmfast.disk import one_line_errors, write_atomic
+from wmfast.games import RANDOM_HUMAN
+from wmfast.report import Report, RunResult
+
+Floats = NDArray[np.float64]
+Curve = tuple[Floats, Floats]
+"""Env steps and values."""
+
+_PANELS = {
+    "collect/return": "training games (epsilon-greedy)",
+    "eval/greedy/return": "evaluation, greedy",
+}
+
+
+def save_report_curves(folder: Path, report: Report) -> dict[str, Path]:
+    """Draw ``curves-<game>.png`` for each game; returns their paths by game.
+
+    Raises:
+        UserError: a file can't be written.
+    """
+    with one_line_errors("make", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    games = sorted({game.game for group in report.groups for game in group.games})
+    return {game: _draw(folder / f"curves-{game}.png", game, report) for game in games}
+
+
+def mean_curve(runs: Sequence[RunResult], key: str) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """Steps, mean over runs, and its 95 % interval, where all the runs that have `key` have it.
+
+    A run is read between its own points along straight lines, never beyond them; the steps are
+    all steps at which some run has a point. None where no run has a point.
+    """
+    curves = [curve for curve in (_curve(run, key) for run in runs) if len(curve[0])]
+    if not curves:
+        return None
+    first = max(steps[0] for steps, _ in curves)
+    last = min(steps[-1] for steps, _ in curves)
+    steps = np.unique(np.concatenate([steps for steps, _ in curves]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    values = np.stack([np.interp(steps, *curve) for curve in curves])
+    points = [mean_over_seeds(values[:, point].tolist()) for point in range(len(steps))]
+    mean = np.array([point.value for point in points])
+    low = np.array([point.value if point.low is None else point.low for point in points])
+    high = np.array([point.value if point.high is None else point.high for point in points])
+    return steps, mean, low, high
+
+
+def _curve(run: RunResult, key: str) -> Curve:
+    points = {row["env_step"]: row[key] for row in run.rows if row.get(key) is not None}
+    return np.array(list(points), np.float64), np.array(list(points.values()), np.float64)
+
+
+def _draw(path: Path, game: str, report: Report) -> Path:
+    figure = Figure(figsize=(11, 4.5), layout="constrained")  # not pyplot: it keeps figures
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    values = [np.zeros(0)]
+    for axes, (key, title) in zip(panels, _PANELS.items(), strict=True):
+        values += _panel(axes, game, key, report)
+        axes.set_title(f"{game}: {title}")
+        axes.set_xlabel("env step")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_tick_params(labelleft=True)
+        axes.grid(alpha=0.3)
+        if game in RANDOM_HUMAN:
+            random = RANDOM_HUMAN[game][0]
+            values.append(np.array([random]))
+            axes.axhline(random, color="gray", linestyle=":", label="random play")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    # By what was scored: an interval of two or three seeds can be many times as wide.
+    scored = np.concatenate(values)
+    if len(scored):
+        margin = 0.2 * float(np.ptp(scored)) or 1.0
+        panels[0].set_ylim(scored.min() - margin, scored.max() + margin)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    with one_line_errors("write", path):
+        write_atomic(path, data.getvalue())
+    return path
+
+
+def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
+    """Draw one panel; the values of all its runs."""
+    drawn: list[Floats] = []
+    for number, group in enumerate(report.groups):
+        runs = [run for run in group.runs if run.game == game]
+        mean = mean_curve(runs, key)
+        if mean is None:
+            continue
+        steps, middle, low, high = mean
+        color, several = f"C{number}", len(runs) > 1
+        label = f"{group.name}: {len(runs)} {'seeds' if several else 'seed'}"
+        marker = "o" if len(steps) < 30 else ""
+        axes.plot(steps, middle, color=color, label=label, marker=marker, markersize=4)
+        if several:
+            band = axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            band.set_label("95 % interval of their mean")
+        for run in runs:
+            line = _curve(run, key)
+            drawn.append(line[1])
+            if several:
+                axes.plot(*line, color=color, alpha=0.5, linewidth=0.7)
+    if not drawn:
+        axes.text(0.5, 0.5, "no points", ha="center", transform=axes.transAxes)
+    return drawn
