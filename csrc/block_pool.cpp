@@ -1,6 +1,10 @@
 #include "block_pool.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cstdint>
+#include <string>
 
 namespace wmfast::bindings {
 namespace {
@@ -13,6 +17,18 @@ std::size_t rounded(std::size_t bytes) {
   return (bytes + unit - 1) / unit * unit;
 }
 
+// A mapping takes its pages when they are written: beyond what the machine has, the process would
+// be killed in the middle of a draw.
+void require_memory(std::size_t bytes) {
+  static const double have = static_cast<double>(::sysconf(_SC_PHYS_PAGES)) *
+                             static_cast<double>(::sysconf(_SC_PAGE_SIZE));
+  if (static_cast<double>(bytes) > have) {
+    throw OutOfMemory("an array of " + std::to_string(bytes) +
+                      " bytes does not fit the machine's " +
+                      std::to_string(static_cast<std::uint64_t>(have)));
+  }
+}
+
 }  // namespace
 
 BlockPool& BlockPool::instance() {
@@ -21,6 +37,7 @@ BlockPool& BlockPool::instance() {
 }
 
 std::unique_ptr<Mapping> BlockPool::take(std::size_t bytes) {
+  require_memory(bytes);
   const std::size_t size = rounded(bytes);
   {
     const std::lock_guard lock(mutex_);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -272,7 +273,8 @@ def test_empty_and_too_small_buffers_say_so_with_numbers() -> None:
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"beta is {bad}"):
             replay.sample(4, beta=bad)
-    for huge in (2**62, 2**48):
+    beyond = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for huge in (2**62, 2**48, beyond // (4 * TOKENS * 2)):
         with pytest.raises((ValueError, MemoryError)):
             replay.sample(huge)
     for unfit in (10**30, 4.0, "4", None):

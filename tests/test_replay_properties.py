@@ -36,7 +36,9 @@ class Machine(RuleBasedStateMachine):
         self.alpha = draw(st.sampled_from([0.6, 1.0, 0.0]))
         self.prioritized = draw(st.sampled_from([True, True, False]))
         self.sign = draw(st.booleans())
-        self.vocab = draw(st.sampled_from([65536, 300, 2]))
+        self.vocab = draw(st.sampled_from([65536, 5000, 512, 256, 2]))
+        self.dtype = draw(st.sampled_from(["uint8", "uint16"] if self.vocab <= 256 else ["uint16"]))
+        self.tokens = draw(st.sampled_from([3, 8, 33, 70]))
         self.seed = draw(st.integers(0, 2**64 - 1))
         self.odd = draw(st.integers(0, self.envs - 1))  # capacity that no env gets
         self.oracle = Oracle(
@@ -60,8 +62,9 @@ class Machine(RuleBasedStateMachine):
         return TokenReplay(
             self.kept * self.envs + self.odd,
             self.envs,
-            frame_shape=(3,),
+            frame_shape=(self.tokens,),
             vocab_size=self.vocab,
+            dtype=self.dtype,
             history=self.oracle.history,
             n_step=self.oracle.n_step,
             gamma=self.oracle.gamma,
@@ -89,9 +92,9 @@ class Machine(RuleBasedStateMachine):
         envs = self.envs
         for left in reversed(range(steps)):
             numbers = np.arange(envs) + self.oracle.steps * envs
-            frames = (numbers[:, None] * [1, 7919, 104729] + [0, 7, 3]) % self.vocab
-            frames = frames.astype(np.uint16)
-            finals = (self.vocab - 1 - frames).astype(np.uint16)
+            frames = (numbers[:, None] * 7919 + 31 * np.arange(self.tokens) ** 2) % self.vocab
+            finals = (self.vocab - 1 - frames).astype(self.dtype)
+            frames = frames.astype(self.dtype)
             # A reward tells its row, and has either sign.
             rewards = ((numbers + 1) * np.where(numbers % 3 == 0, -1, 1)).astype(np.float32)
             bits = ends if left == 0 else 0
@@ -202,7 +205,8 @@ class Machine(RuleBasedStateMachine):
             if value != 1e308 or self.alpha == 1.0:
                 with pytest.raises(ValueError, match=r"priority\[1\]"):
                     self.subject.update_priorities([issued - 1, 0], [1e9, value])
-        frames = np.full((self.envs, 3), min(self.vocab, 65535), np.uint16)
+        most = np.iinfo(self.dtype).max  # a token of the vocabulary where it is the largest
+        frames = np.full((self.envs, self.tokens), min(self.vocab, most), self.dtype)
         no = np.zeros(self.envs, bool)
         with pytest.raises(ValueError, match=r"has token|is nan"):
             self.subject.add(frames, no * 1, no + np.nan, no, no)

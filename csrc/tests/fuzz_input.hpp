@@ -63,8 +63,9 @@ inline wmfast::ReplayOptions options_from(Bytes& bytes) {
   options.n_step = 1 + bytes.up_to(3);
   options.history = 1 + bytes.up_to(5);
   options.capacity = options.num_envs * (options.n_step + 1 + bytes.up_to(12)) + (kind >> 7);
-  options.frame_shape = {1 + bytes.up_to(4)};
-  options.vocab_size = 600;
+  options.frame_shape = {1 + bytes.up_to(39)};
+  constexpr std::int64_t kVocabularies[] = {600, 2, 256, 257, 5000, 65536};
+  options.vocab_size = kVocabularies[bytes.up_to(5)];
   options.gamma = 0.9;
   if (mapped) {
     options.path = folder() / "store";

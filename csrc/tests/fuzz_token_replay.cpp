@@ -79,7 +79,7 @@ class Session {
 
   OwnedStep step(std::uint8_t ends) {
     wmfast::RngState rng = wmfast::seed_rng(steps_);
-    OwnedStep step = random_step(rng, envs_, replay_->frame_tokens(), 600, 0.0);
+    OwnedStep step = random_step(rng, envs_, replay_->frame_tokens(), vocabulary(), 0.0);
     const std::uint8_t which = ends == 0 ? 0 : bytes_.next();
     for (std::size_t env = 0; env < envs_; ++env) {
       const bool hit = (which >> env & 1) != 0;
@@ -89,6 +89,8 @@ class Session {
     }
     return step;
   }
+
+  std::uint32_t vocabulary() const { return static_cast<std::uint32_t>(options_.vocab_size); }
 
   bool same() const { return options_.autoreset == wmfast::Autoreset::kSameStep; }
 
@@ -146,7 +148,7 @@ class Session {
       CHECK(rows().empty() || recent);
       return;
     }
-    for (const std::uint16_t token : tokens) CHECK(token < 600);
+    for (const std::uint16_t token : tokens) CHECK(token < options_.vocab_size);
     for (std::size_t i = 0; i < count; ++i) {
       CHECK(mask[i] <= 1 && terminated[i] <= mask[i]);
       CHECK(mask[i] == 1 || (action[i] == 0 && reward[i] == 0.0f));
@@ -224,8 +226,11 @@ class Session {
     const std::size_t env = bytes_.next() % envs_;
     switch (bytes_.next() % 6) {
       case 0:
-        bad.frames[env * replay_->frame_tokens()] = 600;
-        break;
+        if (vocabulary() <= 65535) {
+          bad.frames[env * replay_->frame_tokens()] = static_cast<std::uint16_t>(vocabulary());
+          break;
+        }
+        [[fallthrough]];
       case 1:
         bad.rewards[env] = std::numeric_limits<float>::quiet_NaN();
         break;
@@ -239,7 +244,7 @@ class Session {
         bad.terminated.push_back(0);
         break;
       default:
-        if (same()) {
+        if (same() && vocabulary() <= 65535) {
           bad.truncated[env] = 1;
           bad.final_frames[env * replay_->frame_tokens()] = 65535;
         } else {
