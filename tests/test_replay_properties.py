@@ -266,6 +266,6 @@ class MappedMachine(Machine):
 
 
 TestInMemory = Machine.TestCase
-TestInMemory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestInMemory.settings = settings(max_examples=45, stateful_step_count=40, deadline=None)
 TestMapped = MappedMachine.TestCase
-TestMapped.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestMapped.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
