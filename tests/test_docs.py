@@ -179,12 +179,16 @@ def test_every_stat_is_explained() -> None:
 def test_the_memory_arithmetic_is_right() -> None:
     # what the page says a step takes, for frames of 336 tokens
     for options, said in [
-        ({}, 672 + 11 + 2 + 9.2),
-        ({"prioritized": False}, 672 + 11 + 2),
-        ({"autoreset": "same_step"}, 672 + 11 + 2 + 9.2 + 4),
+        ({}, 378 + 12 + 2 + 9),
+        ({"prioritized": False}, 378 + 12 + 2),
+        ({"autoreset": "same_step"}, 378 + 12 + 2 + 9 + 4),
+        ({"vocab_size": 256}, 336 + 12 + 2 + 9),
+        ({"vocab_size": 256, "dtype": "uint8"}, 336 + 12 + 2 + 9),
+        ({"vocab_size": 4096}, 336 * 12 / 8 + 12 + 2 + 9),
+        ({"vocab_size": 4097}, 672 + 12 + 2 + 9),
     ]:
         replay = TokenReplay(100_000, 8, **options)
-        assert replay.nbytes / replay.capacity == pytest.approx(said, abs=1.0)
+        assert replay.nbytes / replay.capacity == pytest.approx(said, abs=2.5)
 
 
 def test_links_go_somewhere() -> None:

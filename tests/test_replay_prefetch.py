@@ -206,7 +206,7 @@ def test_an_error_is_raised_as_it_is_and_the_next_call_draws_anew(device: str) -
 class Broken:
     """Of a buffer what the sampler asks for; its draws fail like a program's own errors."""
 
-    history, n_step, frame_shape = 2, 1, (3,)
+    history, n_step, frame_shape, dtype = 2, 1, (3,), np.dtype(np.uint16)
 
     def sample(self, *arguments: object, **options: object) -> None:
         raise KeyError("an error that says what it is")

@@ -14,6 +14,7 @@ from accounting_lane import AccountingLane
 import wmfast.replay
 from wmfast import TokenReplay
 from wmfast.replay import ReplaySampler
+from wmfast.replay_staging import TransitionDraw
 
 
 @pytest.fixture(params=["cpu", "lane", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -37,6 +38,21 @@ def filled(n_step: int) -> TokenReplay:
             rng.random(2) < 0.05,
         )
     return replay
+
+
+def test_uint8_frames_travel_as_bytes(device: str) -> None:
+    replay = TokenReplay(40, 2, frame_shape=(3, 4), dtype="uint8", vocab_size=256)
+    no = np.zeros(2, bool)
+    for t in range(15):
+        replay.add(np.full((2, 12), 17 * t, np.uint8), [17 * t] * 2, [0, 0], no, no)
+    sampler = ReplaySampler(replay, device)
+    batch, _ = sampler.transitions(16)
+    assert batch.state_btk.dtype == torch.int64
+    assert (batch.state_btk[:, -1] == batch.action_b[:, None]).all()
+    assert (batch.next_state_btk[:, -1] == batch.action_b[:, None] + 17).all()
+    segments = sampler.segments(16, 2)
+    assert (segments.tokens_bsk[:, 3, 0] == segments.action_bs[:, 0]).all()
+    assert TransitionDraw(replay, 16).travels["window"][1] is np.uint8
 
 
 @pytest.mark.parametrize("n_step", [1, 3])

@@ -1,6 +1,6 @@
 """The torch face of ``TokenReplay``: batches of ``wmfast.types`` on a device.
 
-Frames travel as uint16 (a quarter of the bytes of int64) and become int64 on the device.
+Frames travel as they are stored, uint16 or uint8, and become int64 on the device.
 
     ReplaySampler        draws when it is asked
     PrefetchingSampler   the same calls; one thread draws the batches of the next calls meanwhile
@@ -134,7 +134,7 @@ class PrefetchingSampler:
         replay: other threads may add and update; they wait for a draw under way.
         device: where the tensors go.
         depth: batches of each kind drawn ahead, at least 1. Each takes its wire size in pinned
-            memory (0.9 MB for 256 one-step transitions of 336 tokens), on a CPU its tensors.
+            memory (0.9 MB for 256 one-step transitions of 336 uint16 tokens), on a CPU its tensors.
         reproducible: see above.
     """
 

@@ -1,7 +1,7 @@
 """How a draw from ``TokenReplay`` becomes tensors: its arrays, the memory they cross in, the copy.
 
     draw                 staging (pinned, one block)               device
-    TokenReplay ----->  [ window u16 | action | reward | ... ]  ----->  the same block, cut in views
+    TokenReplay ----->  [ window | action | reward | ... ]  ----->  the same block, cut in views
                   out=                                    one copy      frames become int64 there
 
 One block, because a batch of 32 has six arrays and each copy costs microseconds of its own.
@@ -25,6 +25,7 @@ Index = npt.NDArray[np.int64]
 Fields = dict[str, tuple[tuple[int, ...], type[np.generic]]]
 
 _TORCH_DTYPES: dict[type[np.generic], torch.dtype] = {
+    np.uint8: torch.uint8,
     np.uint16: torch.uint16,
     np.int64: torch.int64,
     np.float32: torch.float32,
@@ -69,7 +70,10 @@ class TransitionDraw:
         tokens = int(np.prod(self._replay.frame_shape))
         frames = {"window": history + 1} if self._window else dict.fromkeys(_STATES, history)
         return {
-            **{name: ((size, count, tokens), np.uint16) for name, count in frames.items()},
+            **{
+                name: ((size, count, tokens), self._replay.dtype.type)
+                for name, count in frames.items()
+            },
             "action": ((size,), np.int64),
             "reward": ((size,), np.float32),
             "discount": ((size,), np.float32),
@@ -117,7 +121,10 @@ class SegmentDraw:
         steps = (self._size, self._length)
         tokens = int(np.prod(self._replay.frame_shape))
         return {
-            "tokens": ((self._size, self._replay.history + self._length, tokens), np.uint16),
+            "tokens": (
+                (self._size, self._replay.history + self._length, tokens),
+                self._replay.dtype.type,
+            ),
             "action": (steps, np.int64),
             "reward": (steps, np.float32),
             "terminated": (steps, np.bool_),
