@@ -41,8 +41,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
     under ``same_step`` also ``final_obs`` and ``final_info``, as Gymnasium's own vector envs give
     them (with the masks ``_final_obs`` and so on).
 
-    All luck comes from the seed of ``reset``: the same seed and actions give the same dreams to the
-    digit on the same machine, and one env's luck does not depend on another's end.
+    All luck comes from the seed of ``reset``: the same seed and actions give the same dreams (on a
+    CPU to the digit), and one env's luck does not depend on another's end.
 
     Args:
         world_model: with reward and done heads; in eval mode for each step.
