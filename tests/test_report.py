@@ -166,6 +166,8 @@ def test_what_is_no_run_and_what_was_not_evaluated(make: Make, tmp_path: Path) -
         make_report([tmp_path / "absent"])
     with pytest.raises(UserError, match=r"no scores of policy 'lazy': it has greedy"):
         make_report([make("a")], policy="lazy")
+    with pytest.raises(UserError, match=r"--ignore agent\.n_stepp: no run has such a setting"):
+        make_report([make("b")], ignore=["agent.n_stepp"])
 
 
 def test_mean_curves_are_read_where_all_runs_have_points(make: Make) -> None:

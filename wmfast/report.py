@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,16 +142,21 @@ def make_report(
         ignore: settings (dotted names of config.json) that may differ within a group.
 
     Raises:
-        UserError: a path without a run, a damaged file, no finished run, an unknown policy.
+        UserError: a path without a run, a damaged file, no finished run, an unknown policy or
+            setting.
     """
     left_out: dict[str, str] = {}
     alike: dict[str, list[RunResult]] = {}
     seen: dict[tuple[str, str, int], Path] = {}
+    known: set[str] = set()
     for path in find_runs(paths):
-        run = read_run(path, policy, ignore)
+        run = read_run(path, policy)
         if isinstance(run, str):
             left_out[str(path)] = run
             continue
+        known |= run.settings.keys()
+        kept = {key: value for key, value in run.settings.items() if key not in ignore}
+        run = replace(run, settings=kept)
         twin = seen.setdefault((run.likeness, run.game, run.seed), path)
         if twin != path:
             left_out[str(path)] = f"the same game and seed as {twin}"
@@ -160,11 +165,13 @@ def make_report(
     if not alike:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
         raise UserError(f"no finished run to report: {reasons}")
+    if strange := sorted(set(ignore) - known):
+        raise UserError(f"--ignore {' '.join(strange)}: no run has such a setting in {CONFIG_FILE}")
     runs = sorted(alike.values(), key=lambda group: (group[0].preset, group[0].env_steps))
     return Report(policy, [_group(group, runs) for group in runs], left_out)
 
 
-def read_run(path: Path, policy: str, ignore: Sequence[str] = ()) -> RunResult | str:
+def read_run(path: Path, policy: str) -> RunResult | str:
     """A run's result, or the reason why it has none.
 
     Raises:
@@ -188,7 +195,7 @@ def read_run(path: Path, policy: str, ignore: Sequence[str] = ()) -> RunResult |
             raise ValueError("a score")
         protocol = {key: played["protocol"][key] for key in _PROTOCOL}
         settings = dict(_flat(config))
-        for key in (*_NOT_SETTINGS, *ignore):
+        for key in _NOT_SETTINGS:
             settings.pop(key, None)
         return RunResult(
             path=path,
