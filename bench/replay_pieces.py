@@ -54,7 +54,7 @@ def check(side: Side, stream: Stream, filled: int, prioritized: bool) -> dict[st
     """The answers of one side; raises AssertionError where they are wrong."""
     buffer = side.buffer
     shares = shares_right(buffer, stream)
-    require_right(shares, isinstance(buffer, WmfastReplay), buffer.keeps_final_frame)
+    require_right(shares, buffer, always=isinstance(buffer, WmfastReplay))
     stored = slice(0, filled // ENVS)
     found: dict[str, Any] = {"right": shares}
     if prioritized:

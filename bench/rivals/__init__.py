@@ -35,6 +35,7 @@ class Rival(ABC):
     modes: ClassVar[tuple[bool, ...]] = (False, True)  # prioritized or not
     stacks: ClassVar[bool] = False  # wants ready-made histories
     keeps_final_frame: ClassVar[bool] = True  # next_state of a truncated step is right
+    crosses_episodes: ClassVar[bool] = False  # histories may begin in the episode before
     why_not_prioritized: ClassVar[str] = ""
 
     @abstractmethod
