@@ -55,7 +55,7 @@ def draw(
                 shown = None if label in axes.get_legend_handles_labels()[1] else label
                 axes.plot(ratio, y, marker, color=colour, ms=8, label=shown, alpha=0.9)
             if key in targets:
-                shown = "target" if y == 0 else None
+                shown = "target for the nearest library" if y == 0 else None
                 axes.plot([targets[key]] * 2, [y - 0.33, y + 0.33], "k-", lw=2, label=shown)
         axes.axvline(1, color="#1b7837", lw=2)
         axes.text(1, -0.75, "wmfast", color="#1b7837", ha="center", weight="bold")

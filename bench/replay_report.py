@@ -27,7 +27,7 @@ import wmfast
 RESULTS = Path("bench/results/cpu")
 HAND_WRITTEN = "numpy"  # no library: shown beside the best library, not as one
 
-# How many times faster than the best library; a row without one has none.
+# How many times faster than the best library.
 TARGETS = {
     "loop_256": 3.4,
     "per_256": 2.8,
@@ -37,8 +37,6 @@ TARGETS = {
     "uniform_1024": 2.0,
     "update_256": 2.2,
     "update_1024": 2.2,
-    "add_8": 3.7,
-    "add_8_per": 3.7,
 }
 ADD_TARGET = 3.2e6  # transitions a second
 BYTES_TARGET = 700.0
@@ -81,10 +79,11 @@ def timed_line(pieces: dict[str, Any], key: str) -> Line | None:
     if result is None:
         return None
     ratio, ours = result["ratio"], result["wmfast_us"]
-    target, met = f"{TARGETS[key]}x", ratio["median"] >= TARGETS[key]
     ours_text = f"{ours['median']:.1f} us"
     theirs_text = f"{result['rival_us']['median']:.1f} us"
-    if key.startswith("add"):
+    if key in TARGETS:
+        target, met = f"{TARGETS[key]}x", ratio["median"] >= TARGETS[key]
+    else:
         rate = 8e6 / ours["median"]
         target, met = f"{ADD_TARGET / 1e6:.1f}M/s", rate >= ADD_TARGET
         ours_text += f" = {rate / 1e6:.2f}M/s"
@@ -180,7 +179,13 @@ def markdown(found: dict[str, Any], pieces: dict[str, Any], lines: list[Line]) -
         f"8 envs, 336 uint16 tokens a frame, histories of 4, {FILLED // 1000}k steps in a buffer"
         f" for {CAPACITY // 1000}k, episodes of 100 to 1500 steps, 30 % truncated; alpha 0.6, beta"
         " 0.4, a fresh priority at each visit. Through Python, both sides in turn within one run,"
-        " answers compared first. Median of the rounds, quartiles of the ratio in brackets.",
+        " answers compared first. Median of the rounds, quartiles of the ratio in brackets. The"
+        " best library of a work is the one nearest to wmfast, each judged in its own run.",
+        "",
+        "Tokens are below 512, which wmfast packs into 9 bits; the rivals store 16. glibc is told"
+        " to keep freed memory: otherwise it may hand a batch's 5 MB back to the system each time,"
+        " and the page faults cost more than the work. wmfast keeps its output blocks itself, the"
+        " rivals would pay.",
         "",
         f"{found['cpu']}, {found['cores']} cores, {found['l3']} L3, {found['memory_gib']} GiB;"
         f" Python {found['python']}, numpy {found['numpy']}; commit {found['commit']},"

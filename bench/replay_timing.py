@@ -112,6 +112,8 @@ class Feed:
         steps: list[Step] = []
         if row.adds:
             end = self.position + calls
+            if end > self.stream.steps:
+                raise ValueError(f"the stream ends at step {self.stream.steps}, asked for {end}")
             steps = list(self.stream.play(self.position, end, self.stacks))
             self.position = end
         priorities = self.rng.random((calls, row.batch_size), np.float32) * 0.95 + 0.05
