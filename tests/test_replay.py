@@ -91,6 +91,15 @@ def test_rows_near_the_head_wait_for_their_successors() -> None:
     assert sorted(rows_by_id(replay)) == [0, 1, 2, 3]
 
 
+def test_an_episode_may_be_longer_than_its_row_counter_counts() -> None:
+    replay = filled(600, capacity=2000, vocab_size=65536)
+    rows = rows_by_id(replay)
+    assert len(rows) == 2 * 599
+    assert all(
+        frames_of(rows[2 * t]["state"]) == [97 + t, 98 + t, 99 + t, 100 + t] for t in range(3, 599)
+    )
+
+
 def test_life_loss_ends_the_bootstrap_but_not_the_episode() -> None:
     replay = make(n_step=2)
     for t in range(5):
@@ -175,6 +184,8 @@ def test_recent_sequences_come_from_the_last_steps(steps: int) -> None:
     newest = runs.tokens[:, 3, 0] % 100
     assert set(newest[:100].tolist()) == set(range(steps - 10, steps - 1))  # 20 steps of two envs
     assert newest[100:].min() < steps - 10
+    odd = replay.sample_sequences(400, 1, recent=(21, 1.0))  # half a step more is a whole one
+    assert (odd.tokens[:, 3, 0] % 100).min() == steps - 11
     with pytest.raises(ValueError, match="no row can be drawn"):
         replay.sample_sequences(4, 1, recent=(1, 1.0))  # the newest rows have no successor
     with pytest.raises(ValueError, match=r"recent is \(0, "):
@@ -193,7 +204,7 @@ def test_without_priorities_every_weight_is_one_and_updates_are_refused() -> Non
 def test_importance_weights() -> None:
     replay = filled(alpha=1.0)
     count = int(replay.stats()["drawable"])
-    priority = np.linspace(1, 5, count)
+    priority = np.linspace(2, 5, count)
     replay.update_priorities(np.arange(count), priority)
     batch = replay.sample(64, beta=0.7)
     p = priority[batch.index] / priority.sum()
