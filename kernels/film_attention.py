@@ -8,21 +8,31 @@ computed in float32 at least.
 
 Queries are the LAST Lq of the Lk positions: query i stands at position Lk - Lq + i. With
 ``frame_causal=F`` position p belongs to frame p // F and sees its own and earlier frames only, so a
-query of frame f sees the keys [0, (f + 1) F). What it saves: frames are handled one after another,
-each with its prefix of the keys, so that no mask is ever in memory and nothing masked is computed;
-for four frames that is 37.5 % of the work.
+query of frame f sees the keys [0, (f + 1) F). What it saves: keys that no query of a tile sees are
+never read, so that no mask is ever in memory; for four frames that is 37.5 % of the work. The
+modulated queries are not written either. The backward recomputes the probabilities from the
+log-sum-exp of each row (Dao et al. 2022) and adds nothing atomically.
+
+On CUDA the bodies are ``film_attention_forward.py`` and ``film_attention_backward.py`` (Triton, D
+up to 128), on a CPU ``film_attention_torch.py``; other devices, wider heads and float64 on CUDA
+take its differentiable slices.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from wmfast.kernels import film_attention_torch
 from wmfast.kernels.dispatch import Body, choose_body
 
-_BODIES: tuple[Body, ...] = ("torch",)
+_BODIES: tuple[Body, ...] = (
+    ("triton", "torch") if importlib.util.find_spec("triton") is not None else ("torch",)
+)
+_TRITON_WIDTH = 128  # wider heads, and float64, go to torch on a GPU
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -64,14 +74,21 @@ def film_attention(
 
     q (B, N, Lq, D), k and v (B, N, Lk, D) with 1 <= Lq <= Lk; gamma, beta (B, N, D) or None;
     returns (B, N, Lq, D). ``frame_causal``: tokens a frame, where a token may see its own and
-    earlier frames only; ``scale``: 1 / sqrt(D) unless given. Autocast leaves the dtypes alone.
-    Raises ValueError for shapes that don't fit and TypeError for dtypes that don't.
+    earlier frames only; ``scale``: 1 / sqrt(D) unless given, positive. Autocast leaves the dtypes
+    alone. Equal inputs give equal bits, forward and backward. Raises ValueError for shapes or
+    numbers that don't fit and TypeError for dtypes that don't.
     """
     _check(q, k, v, gamma, beta, frame_causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    frame = k.shape[2] if frame_causal is None else frame_causal
-    out: Tensor = torch.ops.wmfast.film_attention(q, k, v, gamma, beta, frame, scale)
-    return out
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale = {scale}: allowed is None or a positive number")
+    frame = k.shape[2] if frame_causal is None else min(frame_causal, k.shape[2])
+    fits = q.shape[3] <= _TRITON_WIDTH and q.dtype != torch.float64
+    body = choose_body("film_attention", q.device, _BODIES if fits else ("torch",))
+    if q.device.type == "cpu" or body == "triton":
+        out: Tensor = _FilmAttention.apply(q, k, v, gamma, beta, frame, scale)  # type: ignore[no-untyped-call]
+        return out
+    return film_attention_torch.slices(q, k, v, gamma, beta, frame, scale)
 
 
 def _check(
@@ -102,7 +119,37 @@ def _check(
         raise ValueError(f"frame_causal = {frame}: allowed is None or at least 1")
 
 
-def _film_attention_torch(
+class _FilmAttention(torch.autograd.Function):
+    """Ties the two ops together; called whether or not a gradient is wanted."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        frame: int,
+        scale: float,
+    ) -> Tensor:
+        o, lse = torch.ops.wmfast.film_attention(q, k, v, gamma, beta, frame, scale)
+        ctx.save_for_backward(q, k, v, gamma, beta, o, lse)
+        ctx.frame, ctx.scale = frame, scale
+        return cast(Tensor, o)
+
+    @staticmethod
+    def backward(ctx: Any, *do: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, gamma, beta, o, lse = ctx.saved_tensors
+        dq, dk, dv, dfilm = torch.ops.wmfast.film_attention_backward(
+            do[0], q, k, v, gamma, beta, o, lse, ctx.frame, ctx.scale
+        )
+        dgamma = None if gamma is None else dfilm[0].to(gamma.dtype)
+        dbeta = None if beta is None else dfilm[1].to(beta.dtype)
+        return dq, dk, dv, dgamma, dbeta, None, None
+
+
+def _forward_fake(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -110,36 +157,75 @@ def _film_attention_torch(
     beta: Tensor | None,
     frame: int,
     scale: float,
-) -> Tensor:
-    choose_body("film_attention", q.device, _BODIES)
-    with torch.autocast(q.device.type, enabled=False):
-        q = _film(q, gamma, beta)
-        length, first = k.shape[2], k.shape[2] - q.shape[2]
-        outs = []
-        start = first
-        while start < length:  # the queries of each frame against the keys up to its end
-            end = min((start // frame + 1) * frame, length)
-            q_frame = q[:, :, start - first : end - first]
-            keys, values = k[:, :, :end], v[:, :, :end]
-            outs.append(F.scaled_dot_product_attention(q_frame, keys, values, scale=scale))
-            start = end
-        return torch.cat(outs, 2)
+) -> tuple[Tensor, Tensor]:
+    lse_dtype = torch.promote_types(q.dtype, torch.float32)
+    return film_attention_torch.like_rows(q), q.new_empty(q.shape[:3], dtype=lse_dtype)
 
 
-def _film(q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    if gamma is None and beta is None:
-        return q
-    filmed = q.to(torch.promote_types(q.dtype, torch.float32))
-    if gamma is not None:
-        filmed = filmed * (1 + gamma.unsqueeze(2))
-    if beta is not None:
-        filmed = filmed + beta.unsqueeze(2)
-    return filmed.to(q.dtype)
+def _backward_fake(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    frame: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dfilm = film_attention_torch.no_film_gradient(q)
+    if gamma is not None or beta is not None:
+        dfilm = dfilm.new_empty((2, *dfilm.shape[1:]))
+    like_rows = film_attention_torch.like_rows
+    return like_rows(q), like_rows(k), like_rows(v), dfilm
 
 
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? gamma, Tensor? beta"
 torch.library.define(
-    "wmfast::film_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor? gamma, Tensor? beta, int frame, float scale) -> Tensor",
+    "wmfast::film_attention", f"({_INPUTS}, int frame, float scale) -> (Tensor, Tensor)"
 )
-# Made of differentiable operations: autograd, fake tensors and the compiler look through it.
-torch.library.impl("wmfast::film_attention", "CompositeImplicitAutograd", _film_attention_torch)
+torch.library.define(
+    "wmfast::film_attention_backward",
+    f"(Tensor do, {_INPUTS}, Tensor o, Tensor lse, int frame, float scale)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+def _forward_cuda(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    frame: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    from wmfast.kernels.film_attention_forward import forward  # triton is optional
+
+    return forward(q, k, v, gamma, beta, frame, scale)
+
+
+def _backward_cuda(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    frame: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from wmfast.kernels.film_attention_backward import backward
+
+    return backward(do, q, k, v, gamma, beta, o, lse, frame, scale)
+
+
+torch.library.impl("wmfast::film_attention", "CUDA", _forward_cuda)
+torch.library.impl("wmfast::film_attention_backward", "CUDA", _backward_cuda)
+torch.library.impl("wmfast::film_attention", "CPU", film_attention_torch.forward)
+torch.library.impl("wmfast::film_attention_backward", "CPU", film_attention_torch.backward)
+torch.library.register_fake("wmfast::film_attention", _forward_fake)
+torch.library.register_fake("wmfast::film_attention_backward", _backward_fake)

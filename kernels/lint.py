@@ -30,7 +30,10 @@ from typing import Any, NamedTuple
 from wmfast.kernels import launch
 from wmfast.kernels.launch import SHARED_BYTES, Config
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "wmfast.kernels.film_attention_forward",
+    "wmfast.kernels.film_attention_backward",
+)
 
 
 class Case(NamedTuple):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from wmfast.kernels import film_attention, film_attention_reference
+from wmfast.kernels import film_attention, film_attention_reference, film_attention_torch
 
 
 def draw(
@@ -104,33 +106,130 @@ def test_short_queries_are_the_last_positions() -> None:
         torch.testing.assert_close(short, whole[:, :, -last:])
 
 
+def gradients(attend: Any, inputs: Sequence[Tensor | None], frame: int | None) -> list[Tensor]:
+    """The answer and every gradient, for one random gradient of the answer."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    out = attend(*leaves, frame_causal=frame)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
+    wanted = [t for t in leaves if t is not None]
+    return [out.detach(), *torch.autograd.grad(out, wanted, weight)]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("lq", "lk", "frame"), [(40, 40, None), (270, 400, 135), (70, 70, 9)])
 def test_half_precision_is_as_good_as_the_plain_half_precision_reference(
-    dtype: torch.dtype,
+    dtype: torch.dtype, lq: int, lk: int, frame: int | None
 ) -> None:
-    inputs = draw(2, 2, 40, 40, 32, dtype=dtype)
-    truth = film_attention_reference(*(t.double() for t in inputs if t is not None))
-    out = film_attention(*inputs)
-    assert out.dtype == dtype
-    plain = (film_attention_reference(*inputs).double() - truth).abs().max()
-    assert (out.double() - truth).abs().max() <= 2 * plain
+    inputs = draw(2, 2, lq, lk, 32, dtype=dtype)
+    exact = [None if t is None else t.double() for t in inputs]
+    truth = gradients(film_attention_reference, exact, frame)
+    plain = gradients(film_attention_reference, inputs, frame)
+    mine = gradients(film_attention, inputs, frame)
+    for got, simple, want in zip(mine, plain, truth, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - want).norm() <= 2 * (simple.double() - want).norm()
+
+
+def test_large_scores_neither_overflow_nor_blur() -> None:
+    q, k, v, _, _ = draw(1, 2, 20, 30, 16, dtype=torch.float32)
+    inputs = (1e4 * q, 1e2 * k, v, None, None)  # scores up to 1e7: one key takes all
+    out, *grads = gradients(film_attention, inputs, 10)
+    exact = [None if t is None else t.double() for t in inputs]
+    torch.testing.assert_close(out.double(), gradients(film_attention_reference, exact, 10)[0])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("frame", "seen"), [(4, 8), (140, 280)])  # masked together, and alone
+def test_what_a_row_may_not_see_changes_no_bit_and_gets_no_gradient(
+    frame: int, seen: int, dtype: torch.dtype
+) -> None:
+    q, k, v, g, b = draw(1, 2, 3 * frame, 3 * frame, 16, dtype=dtype)
+    before = film_attention(q, k, v, g, b, frame_causal=frame)
+    other_k, other_v = k.clone().requires_grad_(), v.clone().requires_grad_()
+    with torch.no_grad():
+        other_k[:, :, seen:] *= -3
+        other_v[:, :, seen:] += 100
+    after = film_attention(q, other_k, other_v, g, b, frame_causal=frame)
+    assert torch.equal(after[:, :, :seen], before[:, :, :seen])
+    assert not torch.equal(after[:, :, seen:], before[:, :, seen:])
+    after[:, :, :seen].float().square().sum().backward()
+    for leaf in (other_k, other_v):
+        assert leaf.grad is not None
+        assert not leaf.grad[:, :, seen:].any()
+        assert leaf.grad[:, :, :seen].any()
+
+
+def test_equal_inputs_give_equal_bits() -> None:
+    inputs = draw(2, 2, 300, 300, 16, dtype=torch.float32)
+    first, second = (gradients(film_attention, inputs, 150) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("frame", [1, 3, 7, 50, 128, 200, None])
+def test_frames_of_every_length(frame: int | None) -> None:
+    inputs = draw(1, 1, 190, 203, 8, dtype=torch.float64)
+    mine = gradients(film_attention, inputs, frame)
+    for got, want in zip(mine, gradients(film_attention_reference, inputs, frame), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_any_strides_of_a_fused_projection_and_of_the_gradient() -> None:
+    qkv = torch.randn(2, 9, 3 * 4 * 8, generator=torch.Generator().manual_seed(0))
+    film = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(1))
+
+    def attend(qkv: Tensor, film: Tensor, copy: bool) -> Tensor:
+        q, k, v = qkv.view(2, 9, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        gamma, beta = film.unbind(1)
+        if copy:
+            q, k, v, gamma, beta = (x.contiguous() for x in (q, k, v, gamma, beta))
+        return film_attention(q, k, v, gamma, beta, frame_causal=3)
+
+    qkv, film = qkv.requires_grad_(), film.requires_grad_()
+    strided = torch.autograd.grad(attend(qkv, film, False).sum(), (qkv, film))  # expanded ones
+    dense = torch.autograd.grad(attend(qkv, film, True), (qkv, film), torch.ones(2, 4, 9, 8))
+    for got, want in zip(strided, dense, strict=True):
+        torch.testing.assert_close(got, want)
+    assert attend(qkv, film, False).transpose(1, 2).is_contiguous()  # merging heads is a view
+
+
+def test_gamma_keeps_its_own_dtype() -> None:
+    q, k, v, g, b = draw(1, 2, 6, 6, 8, dtype=torch.bfloat16)
+    assert g is not None
+    assert b is not None
+    g, b = g.float().requires_grad_(), b.float().requires_grad_()
+    film_attention(q, k, v, g, b).float().sum().backward()
+    assert g.grad is not None
+    assert g.grad.dtype == torch.float32
 
 
 def test_autocast_leaves_the_dtype_alone() -> None:
     inputs = draw(1, 2, 8, 8, 16, dtype=torch.float32)
-    plain = film_attention(*inputs, frame_causal=4)
+    plain = gradients(film_attention, inputs, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = film_attention(*inputs, frame_causal=4)
-    assert inside.dtype == torch.float32
-    assert torch.equal(inside, plain)
+        inside = gradients(film_attention, inputs, 4)
+    assert inside[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(inside, plain, strict=True))
 
 
 @pytest.mark.parametrize("film", [True, False])
-def test_opcheck(film: bool) -> None:
-    inputs = draw(1, 2, 4, 6, 8, film=film, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.wmfast.film_attention.default, (*inputs, 3, 0.5))
+@pytest.mark.parametrize("frame", [3, 150, 400])
+def test_opcheck_of_both_ops(film: bool, frame: int) -> None:
+    inputs = draw(1, 2, 300, 310, 8, film=film, dtype=torch.float32)
+    torch.library.opcheck(torch.ops.wmfast.film_attention.default, (*inputs, frame, 0.5))
+    o, lse = torch.ops.wmfast.film_attention(*inputs, frame, 0.5)
+    backward = torch.ops.wmfast.film_attention_backward.default
+    torch.library.opcheck(backward, (o.clone(), *inputs, o, lse, frame, 0.5))
 
 
+def test_the_log_sum_exp_is_that_of_the_scores() -> None:
+    q, k, v, _, _ = draw(1, 2, 5, 7, 8, dtype=torch.float64)
+    _, lse = torch.ops.wmfast.film_attention(q, k, v, None, None, 7, 0.5)
+    torch.testing.assert_close(lse, (q @ k.mT * 0.5).logsumexp(-1))
+
+
+# Dynamo itself instantiates the class that torch has deprecated instantiating.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_as_one_graph_forward_and_backward() -> None:
     inputs = [t.requires_grad_() for t in draw(1, 2, 4, 8, 8, dtype=torch.float32) if t is not None]
 
@@ -143,6 +242,18 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("frame", [3, 150, 400])
+def test_the_differentiable_slices_of_other_devices_agree(frame: int) -> None:
+    inputs = draw(1, 2, 300, 310, 8, dtype=torch.float32)
+
+    def slices(*tensors: Any, frame_causal: int) -> Tensor:
+        return film_attention_torch.slices(*tensors, frame_causal, 8**-0.5)
+
+    mine, theirs = (gradients(attend, inputs, frame) for attend in (film_attention, slices))
+    for got, want in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -151,6 +262,7 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
         ({"gamma": torch.zeros(1, 4)}, ValueError, r"gamma has shape \(1, 4\)"),
         ({"v": torch.zeros(1, 2, 8, 4).half()}, TypeError, "float16"),
         ({"frame_causal": 0}, ValueError, "frame_causal = 0"),
+        ({"scale": 0.0}, ValueError, r"scale = 0.0: allowed is None or a positive"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], error: type[Exception], words: str) -> None:

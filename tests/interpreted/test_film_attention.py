@@ -1,0 +1,167 @@
+"""The Triton kernels of film_attention in the interpreter, against float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from wmfast.kernels import film_attention_reference
+from wmfast.kernels.film_attention_backward import backward
+from wmfast.kernels.film_attention_forward import forward
+
+
+class Shape(NamedTuple):
+    batch: int
+    heads: int
+    q_len: int
+    k_len: int
+    width: int
+    frame: int
+
+
+# Lengths that no tile divides, tiles across frames, queries fewer than keys.
+SHAPES = {
+    "frames": Shape(1, 2, 97, 97, 16, 21),
+    "full": Shape(2, 1, 65, 65, 32, 65),
+    "full and tile-sized": Shape(1, 1, 33, 64, 16, 64),
+    "odd width": Shape(1, 2, 33, 70, 40, 9),
+    "last rows": Shape(2, 2, 30, 101, 16, 40),
+    "one query": Shape(1, 1, 1, 50, 16, 7),
+    "one key": Shape(1, 1, 1, 1, 8, 1),
+    "causal": Shape(1, 1, 45, 45, 16, 1),
+    "tile-sized": Shape(1, 1, 64, 128, 64, 32),
+    "wide": Shape(1, 1, 20, 40, 128, 20),
+}
+Inputs = list[Tensor | None]  # q, k, v, gamma, beta and the gradient of the answer
+
+
+def draw(shape: Shape, dtype: torch.dtype, *, gamma: bool = True, beta: bool = True) -> Inputs:
+    """q, k, v and FiLM laid out as fused projections leave them."""
+    b, n, lq, lk, d, _ = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    qkv = torch.randn(b, lk, 3, n, d, generator=generator).to(dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    film = torch.randn(b, 2, n, d, generator=generator).to(dtype)
+    do = torch.randn(b, lq, n, d, generator=generator).to(dtype).transpose(1, 2)
+    q = q[:, :, lk - lq :]
+    return [q, k, v, film[:, 0] if gamma else None, film[:, 1] if beta else None, do]
+
+
+def plain(tensors: Inputs, frame: int, dtype: torch.dtype) -> list[Tensor]:
+    """The answer of the reference and the gradients of its autograd, computed in ``dtype``."""
+    *inputs, do = [None if t is None else t.detach().to(dtype).requires_grad_() for t in tensors]
+    o = film_attention_reference(*inputs, frame_causal=frame, scale=0.3)
+    o.backward(do)
+    return [o.detach(), *(t.grad for t in inputs if t is not None and t.grad is not None)]
+
+
+def kernels(tensors: Inputs, frame: int) -> list[Tensor]:
+    """The same from the kernels."""
+    q, k, v, gamma, beta, do = tensors
+    assert q is not None
+    assert k is not None
+    assert v is not None
+    assert do is not None
+    o, lse = forward(q, k, v, gamma, beta, frame, 0.3)
+    dq, dk, dv, dfilm = backward(do, q, k, v, gamma, beta, o, lse, frame, 0.3)
+    film = [g for g, t in zip(dfilm, (gamma, beta), strict=False) if t is not None]
+    return [o, dq, dk, dv, *film]
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    assert got.isfinite().all()
+    return (got.double() - want).norm().item()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_float32_equals_float64(shape: Shape) -> None:
+    tensors = draw(shape, torch.float32)
+    wanted = plain(tensors, shape.frame, torch.float64)
+    for got, want in zip(kernels(tensors, shape.frame), wanted, strict=True):
+        assert error(got, want) < 2e-6 * max(1.0, want.norm().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["frames", "full", "odd width"])
+def test_half_precision_is_as_good_as_the_plain_computation(name: str, dtype: torch.dtype) -> None:
+    shape = SHAPES[name]
+    tensors = draw(shape, dtype)
+    truth = plain(tensors, shape.frame, torch.float64)
+    simple = plain(tensors, shape.frame, dtype)
+    for got, low, want in zip(kernels(tensors, shape.frame), simple, truth, strict=True):
+        assert error(got, want) <= 2 * error(low, want)
+
+
+@pytest.mark.parametrize(("gamma", "beta"), [(True, False), (False, True), (False, False)])
+def test_without_gamma_or_beta(gamma: bool, beta: bool) -> None:
+    shape = SHAPES["frames"]
+    tensors = draw(shape, torch.float32, gamma=gamma, beta=beta)
+    wanted = plain(tensors, shape.frame, torch.float64)
+    for got, want in zip(kernels(tensors, shape.frame), wanted, strict=True):
+        assert error(got, want) < 2e-6 * want.norm().item()
+
+
+def test_outputs_are_what_the_fake_ops_promise() -> None:
+    shape = SHAPES["last rows"]
+    q, k, v, gamma, beta, do = draw(shape, torch.bfloat16)
+    assert q is not None
+    o, lse = forward(q, k, v, gamma, beta, shape.frame, 0.3)
+    got = (o, lse, *backward(do, q, k, v, gamma, beta, o, lse, shape.frame, 0.3))
+    ops = torch.ops.wmfast
+    with torch.device("meta"):
+        meta = [None if t is None else t.to("meta") for t in (q, k, v, gamma, beta)]
+        o, lse = ops.film_attention(*meta, shape.frame, 0.3)
+        promised = (
+            o,
+            lse,
+            *ops.film_attention_backward(o, *meta, o, lse, shape.frame, 0.3),
+        )
+    for tensor, promise in zip(got, promised, strict=True):
+        assert tensor.shape == promise.shape
+        assert tensor.dtype == promise.dtype
+        assert tensor.stride() == promise.stride()
+
+
+def test_what_a_row_may_not_see_changes_no_bit_and_gets_no_gradient() -> None:
+    shape = Shape(1, 1, 63, 63, 16, 21)
+    tensors = draw(shape, torch.float32)
+    before = kernels(tensors, shape.frame)
+    q, k, v, gamma, beta, do = tensors
+    assert k is not None
+    assert v is not None
+    assert do is not None
+    k, v, do = k.clone(), v.clone(), do.clone()
+    k[:, :, 42:] *= -3
+    v[:, :, 42:] += 100
+    do[:, :, 42:] = 0
+    o, _, dk, dv, *_ = kernels([q, k, v, gamma, beta, do], shape.frame)
+    assert torch.equal(o[:, :, :42], before[0][:, :, :42])
+    assert not torch.equal(o[:, :, 42:], before[0][:, :, 42:])
+    for gradient in (dk, dv):
+        assert not gradient[:, :, 42:].any()
+        assert gradient[:, :, :42].any()
+
+
+def test_scores_far_beyond_the_range_of_exp() -> None:
+    shape = SHAPES["frames"]
+    tensors = draw(shape, torch.float32)
+    assert tensors[0] is not None
+    tensors[0] = tensors[0] * 1e5
+    o, *gradients = kernels(tensors, shape.frame)
+    want = plain(tensors, shape.frame, torch.float64)[0]
+    torch.testing.assert_close(o.double(), want, rtol=1e-3, atol=1e-3)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_batch_that_begins_beyond_32_bits() -> None:
+    """Its bytes are never touched between the two samples, so the memory costs nothing."""
+    shape = Shape(2, 1, 17, 17, 16, 17)
+    q, k, v, gamma, beta, do = draw(shape, torch.float16)
+    assert k is not None
+    far = torch.UntypedStorage(2 * ((1 << 31) + 17 * 16))
+    strided = torch.empty(0, dtype=torch.float16).set_(far, 0, k.shape, (1 << 31, 272, 16, 1))
+    strided.copy_(k)
+    dense, spread = (kernels([q, x, v, gamma, beta, do], 17) for x in (k, strided))
+    assert all(torch.equal(a, b) for a, b in zip(dense, spread, strict=True))
