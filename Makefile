@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+OLDEST_TRITON := 3.6.0
 JOBS ?= $(shell nproc)
 
 GAME ?= mspacman
@@ -25,10 +26,10 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay lint types fmt
+.PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay lint lint-triton types fmt
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: GAME STEPS SEED PRESET (train), ARGS (train, test, bench), PYTHON, VENV"
 
 train: $(VENV)/.runtime  ## Train on a game: make train GAME=breakout STEPS=100000 SEED=1 PRESET=cpu
@@ -67,6 +68,15 @@ lint: $(VENV)/.dev  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	find csrc -name '*.[ch]pp' -exec $(BIN)/clang-format --dry-run -Werror {} +
+
+lint-triton: $(VENV)/.dev build/triton-$(OLDEST_TRITON)/.done  ## Compile the GPU kernels, under two versions of triton
+	$(BIN)/python -m wmfast.kernels.lint
+	PYTHONPATH=build/triton-$(OLDEST_TRITON) $(BIN)/python -m wmfast.kernels.lint
+
+# Unpacked beside the environment, not into it: 640 MB that only the lint reads.
+build/triton-$(OLDEST_TRITON)/.done: | $(BIN)/python
+	PIP_CONSTRAINT= $(BIN)/pip install -q --no-deps --target $(@D) triton==$(OLDEST_TRITON)
+	touch $@
 
 types: $(VENV)/.dev  ## mypy --strict; kernels/ is wmfast.kernels only in a farm of links
 	rm -rf build/types

@@ -60,6 +60,12 @@ def entries(op: str) -> Iterator[Entry]:
 
 
 @lru_cache(maxsize=8)
+def supported(device: torch.device) -> bool:
+    """Whether Triton kernels run on ``device``: NVIDIA Ampere (8.0) or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@lru_cache(maxsize=8)
 def sm_of(device: torch.device) -> int:
     """Which sm of the table serves ``device``; the newest for a CPU, where only tests launch.
 
@@ -68,17 +74,27 @@ def sm_of(device: torch.device) -> int:
     if device.type != "cuda":
         return max(SHARED_BYTES)
     major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        raise RuntimeError(f"compute capability {major}.{minor}: Triton kernels need 8.0 or later")
     if major in (9, 10):
         return 90
     return 80 if (major, minor) in ((8, 0), (8, 7)) else 86
 
 
 def config_of(op: str, tensor: Tensor, bucket: str) -> Config:
-    """The config of ``op`` for a tensor's device and dtype. KeyError where the table has none."""
+    """The config of ``op`` for a tensor's device and dtype; ``any`` serves dtypes without a row.
+
+    KeyError where the table has none.
+    """
+    by_dtype = table()[op][f"sm{sm_of(tensor.device)}"]
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return table()[op][f"sm{sm_of(tensor.device)}"][dtype][bucket]
+    return by_dtype[dtype if dtype in by_dtype else "any"][bucket]
+
+
+@lru_cache(maxsize=8)
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 1 for a CPU, where only tests launch."""
+    if device.type != "cuda":
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def wide(*tensors: Tensor) -> bool:
@@ -94,5 +110,9 @@ def wide(*tensors: Tensor) -> bool:
 def run(
     kernel: Any, grid: tuple[int, ...], config: Config, /, *arguments: Any, **constants: Any
 ) -> None:
-    """Launch ``kernel``: its run-time arguments in order, its constexpr arguments by name."""
-    kernel[grid](*arguments, **constants, **config, **OPTIONS)
+    """Launch ``kernel``: its run-time arguments in order, its constexpr arguments by name.
+
+    It runs on the device of its first argument, a tensor.
+    """
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants, **config, **OPTIONS)

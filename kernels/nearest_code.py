@@ -23,11 +23,13 @@ import math
 
 import torch
 from torch import Tensor
+from wmfast.kernels import launch
 from wmfast.kernels.dispatch import Body, choose_body
 from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 
 _BODIES: tuple[Body, ...] = ("cpp", "torch")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MAX_TRITON_DIM = 1024
 _MAX_DIM = 1 << 18  # the slack below covers the rounding of the norms up to here
 _CHUNK = 1 << 19  # float32 scores in flight: 2 MB, an L2 cache
 _RECHECK = 1 << 23  # float64 differences in flight at most: 64 MB
@@ -138,12 +140,23 @@ def _settle(x_nd: Tensor, code64_kd: Tensor, row: Tensor, code: Tensor) -> Tenso
 
 
 def _nearest_code_cuda(x: Tensor, codebook: Tensor) -> Tensor:
-    """All scores in float64: no host sync, so a CUDA graph can hold it.
+    """Triton, or plain torch for very wide vectors and GPUs before Ampere; no host sync."""
+    body = choose_body("nearest_code", x.device, ("triton", "torch"))
+    dim = codebook.shape[1]
+    if body == "torch" or dim > _MAX_TRITON_DIM or not launch.supported(x.device):
+        return _nearest_code_float64(x, codebook)
+    from wmfast.kernels.nearest_code_triton import nearest_code_triton
+
+    index_n = nearest_code_triton(x.detach().reshape(-1, dim), codebook.detach())
+    return index_n.view(x.shape[:-1])
+
+
+def _nearest_code_float64(x: Tensor, codebook: Tensor) -> Tensor:
+    """All scores in float64.
 
     Scores within float64 rounding of the best count as ties, since a matrix product need not give
     equal columns equal bits.
     """
-    choose_body("nearest_code", x.device, _BODIES)
     dim = codebook.shape[1]
     x_nd, code_kd = x.detach().reshape(-1, dim), codebook.detach().double()
     square_k = code_kd.square().sum(1)

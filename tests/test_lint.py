@@ -7,7 +7,7 @@ from linted_kernels import product
 from wmfast.kernels import lint
 from wmfast.kernels.lint import Case, Report, compile_case, faults, read_report
 
-SOUND = Report(registers=128, spills=0, shared_bytes=65536, mma=16, serialized=False)
+SOUND = Report(registers=128, spills=0, shared_bytes=65536, mma=16, wgmma=16, serialized=False)
 CASE = product(90, 64, 32, 64)
 
 
@@ -43,6 +43,7 @@ def test_a_kernel_beyond_a_limit_is_refused(case: Case, words: str) -> None:
         ({"spills": 1}, "1 loads and stores"),
         ({"shared_bytes": 232_449}, "232449 bytes"),
         ({"mma": 0}, "tensor cores"),
+        ({"wgmma": 0}, "wgmma"),
         ({"serialized": True}, "serialized"),
     ],
 )
@@ -51,6 +52,7 @@ def test_every_limit_alone(change: dict[str, int], words: str) -> None:
     (fault,) = faults(SOUND._replace(**change), CASE)
     assert words in fault
     assert faults(SOUND._replace(mma=0), CASE._replace(tensor_cores=False)) == []
+    assert faults(SOUND._replace(wgmma=0), CASE._replace(few_rows=True)) == []
 
 
 def test_the_command_names_what_it_refuses(
