@@ -33,7 +33,7 @@ from wmfast.kernels.launch import SHARED_BYTES, Config
 MODULES: tuple[str, ...] = (
     "wmfast.kernels.film_attention_forward",
     "wmfast.kernels.film_attention_backward",
-    "wmfast.kernels.nearest_code_triton",
+    "wmfast.kernels.nearest_code_cases",
 )
 
 

@@ -30,19 +30,15 @@ Dimension legend: n rows, k codes, d dimensions; a tile is BLOCK_K codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from wmfast.kernels import launch
 from wmfast.kernels.launch import Config
-from wmfast.kernels.lint import Case
 
-_PREPARE: Config = {"BLOCK_K": 8, "num_warps": 4, "num_stages": 1}
-_SETTLE: Config = {"BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 1}
+PREPARE: Config = {"BLOCK_K": 8, "num_warps": 4, "num_stages": 1}
+SETTLE: Config = {"BLOCK_N": 32, "BLOCK_K": 32, "BLOCK_D": 64, "num_warps": 4, "num_stages": 1}
 _FEW_ROWS = 4096  # up to here the codes are split over programs too
 
 _BIG = tl.constexpr(2.0**127)  # a score of no code
@@ -64,7 +60,7 @@ def _inverse(bits):
 
 
 @triton.jit
-def _prepare_kernel(
+def prepare_kernel(
     codebook, half, square, power, norm, lost,
     codes, stride,
     D: tl.constexpr, D_PAD: tl.constexpr, WIDE: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -98,7 +94,7 @@ def _prepare_kernel(
 
 
 @triton.jit
-def _scan_kernel(
+def scan_kernel(
     x, half, square, power, score, pick, about,
     rows, stride, tiles, tiles_each,
     D: tl.constexpr, D_PAD: tl.constexpr, TILE_MASK: tl.constexpr, WIDE: tl.constexpr,
@@ -208,7 +204,7 @@ def _nearest_of_all(
 
 
 @triton.jit
-def _settle_kernel(
+def settle_kernel(
     x, codebook, score, pick, about, norm, lost, index,
     rows, codes, padded, stride, code_stride, splits,
     D: tl.constexpr, D_PAD: tl.constexpr, TILE_BITS: tl.constexpr, WIDE: tl.constexpr,
@@ -323,17 +319,17 @@ def nearest_code_triton(
     pick = torch.empty(splits, 2, rows, dtype=torch.int32, device=x_nd.device)
     constants = {"D": dim, "D_PAD": pad, "WIDE": launch.wide(x_nd, codebook_kd, half, score)}
     launch.run(
-        _prepare_kernel, (padded // _PREPARE["BLOCK_K"],), _PREPARE,
+        prepare_kernel, (padded // PREPARE["BLOCK_K"],), PREPARE,
         codebook_kd, half, square, power, norm, lost, codes, codebook_kd.stride(0),
         **constants,
     )  # fmt: skip
     launch.run(
-        _scan_kernel, (blocks, splits), config,
+        scan_kernel, (blocks, splits), config,
         x_nd, half, square, power, score, pick, about, rows, x_nd.stride(0), tiles, tiles_each,
         TILE_MASK=(1 << bits) - 1, **constants,
     )  # fmt: skip
     launch.run(
-        _settle_kernel, (triton.cdiv(rows, _SETTLE["BLOCK_N"]),), _SETTLE,
+        settle_kernel, (triton.cdiv(rows, SETTLE["BLOCK_N"]),), SETTLE,
         x_nd, codebook_kd, score, pick, about, norm, lost, index,
         rows, codes, padded, x_nd.stride(0), codebook_kd.stride(0), splits,
         TILE_BITS=bits, **constants,
@@ -342,33 +338,6 @@ def nearest_code_triton(
 
 
 def bucket(rows: int, dim: int) -> str:
-    """The table's name for a shape: ``d256``, or ``d256 few`` where the codes are split too."""
+    """The table's name for a shape: ``d256``, or ``d256-few`` where the codes are split too."""
     (width,) = [w for w in (64, 256, 1024) if w >= dim][:1]
-    return f"d{width} few" if rows <= _FEW_ROWS else f"d{width}"
-
-
-def lint_cases() -> Iterator[Case]:
-    """The three kernels in every config of the table, at the widest D of its bucket."""
-    pointers = {"half": "*fp16", "pick": "*i32", "index": "*i64"}
-    ints = {"rows", "codes", "tiles", "tiles_each", "padded", "splits"}
-
-    def case(kernel: Any, sm: int, name: str, config: Config, **constants: Any) -> Case:
-        signature = {
-            argument: "i32:16" if "stride" in argument else
-            "i32" if argument in ints else pointers.get(argument, "*fp32")
-            for argument in kernel.arg_names
-            if argument not in constants and argument not in config
-        }  # fmt: skip
-        scan = kernel is _scan_kernel
-        few = scan and config["BLOCK_N"] < 64
-        title = f"nearest_code {name} sm{sm}"
-        return Case(title, kernel, signature, constants, config, sm, scan, few)
-
-    sizes = {"D": 1024, "D_PAD": 1024, "WIDE": True}
-    for sm in launch.SHARED_BYTES:
-        yield case(_prepare_kernel, sm, "prepare", _PREPARE, **sizes)
-        yield case(_settle_kernel, sm, "settle", _SETTLE, TILE_BITS=3, **sizes)
-    for entry in launch.entries("nearest_code"):
-        width = int(entry.bucket.split()[0][1:])
-        sizes = {"D": width, "D_PAD": width, "WIDE": False, "TILE_MASK": 7}
-        yield case(_scan_kernel, entry.sm, f"scan {entry.bucket}", entry.config, **sizes)
+    return f"d{width}-few" if rows <= _FEW_ROWS else f"d{width}"

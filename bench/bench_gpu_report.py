@@ -1,0 +1,55 @@
+"""The GPU report in its dry run, so that it cannot rot where no GPU is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gpu_report
+import pytest
+
+
+@pytest.mark.filterwarnings("default")  # rivals and compilers may warn; the report is the subject
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_report.main(["--dry-run", "--output", str(tmp_path)]) == 0, capsys.readouterr().out
+    (file,) = tmp_path.rglob("*.json")
+    report = json.loads(file.read_text())
+    assert report["environment"]["versions"]["torch"] != "not installed"
+    sections = report["sections"]
+    assert {"build", "nearest_code: correctness", "film_attention: speed", "steps: speed"} <= set(
+        sections
+    )
+    for name, section in sections.items():
+        assert section["rows"], name
+        ours = [row for row in section["rows"] if not row.get("rival")]
+        assert all("us" in row or "result" in row for row in ours), name
+    timed = [row for row in sections["nearest_code: speed"]["rows"] if "us" in row]
+    assert {"wmfast", "cdist", "addmm_chunks", "torch.compile"} <= {row["way"] for row in timed}
+    assert any("times_best_rival" in row for row in timed)
+    assert "nothing failed" in file.with_suffix(".md").read_text()
+
+
+def test_a_broken_section_leaves_the_others_and_the_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import report_models
+    import report_ops
+
+    def broken(clock: object) -> list[object]:
+        raise RuntimeError("no luck today")
+
+    fine = [{"name": "a", "way": "b", "us": 3.0}]
+    monkeypatch.setattr(report_ops, "SECTIONS", {"broken": broken, "fine": lambda clock: fine})
+    monkeypatch.setattr(report_models, "SECTIONS", {})
+    assert gpu_report.main(["--dry-run", "--output", str(tmp_path)]) == 1
+    (file,) = tmp_path.rglob("*.json")
+    sections = json.loads(file.read_text())["sections"]
+    assert sections["fine"]["rows"] == fine
+    assert "no luck today" in sections["broken"]["error"]
+    assert "FAILED broken: RuntimeError: no luck today" in capsys.readouterr().out
+
+
+def test_a_wrong_row_of_ours_fails_and_a_rival_does_not() -> None:
+    rows = [{"name": "x", "error": "3 rows are wrong"}, {"name": "y", "error": "?", "rival": True}]
+    report = {"sections": {"s": {"rows": rows, "error": None, "seconds": 0}}}
+    assert gpu_report.failures(report) == ["s: x: 3 rows are wrong"]

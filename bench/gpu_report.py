@@ -1,0 +1,162 @@
+"""Everything about the GPU in one command of under ten minutes: right first, then how fast.
+
+    python bench/gpu_report.py             # bench/results/<device>/<date>-<commit>.json and .md
+    python bench/gpu_report.py --dry-run   # tiny sizes, on a CPU too: that the report works
+
+Sections: the build, correctness of every op and of a captured step on the device, times of the ops
+beside their rivals, times of acting and of the updates of the presets v3 and cpu, eager, compiled
+and captured. A section that fails does not stop the others: its error is in the report, and the
+exit status is 1. What the time does not suffice for is listed as left out. Times of ops on a GPU
+are medians of CUDA-graph replays with 20 calls each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "triton", "numpy", "vector-quantize-pytorch", "flash-kmeans", "wmfast")
+Row = dict[str, Any]
+
+
+def build() -> list[Row]:
+    """Install the package where it is not, without touching any other."""
+    try:
+        import wmfast.kernels
+    except ImportError:
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-e", str(ROOT)]
+        done = subprocess.run([*command, "--no-build-isolation"], capture_output=True, text=True)
+        if done.returncode:
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"pip could not build wmfast: {done.stderr[-500:]}") from None
+        # The editable finder of a fresh install is read at the start of a process.
+        status = subprocess.run([sys.executable, *sys.argv], check=False).returncode
+        raise SystemExit(status) from None
+    return [{"name": "wmfast", "result": str(Path(wmfast.kernels.__file__).parent)}]
+
+
+def environment() -> Row:
+    """Device, versions and commit."""
+    import torch
+
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    versions = {package: installed.get(package, "not installed") for package in PACKAGES}
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "capability": list(torch.cuda.get_device_capability()) if cuda else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": commit,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def run_section(work: Callable[[], list[Row]]) -> Row:
+    """Its rows, seconds and error; an error leaves the next section untouched."""
+    start = time.perf_counter()
+    section: Row = {"rows": [], "error": None}
+    try:
+        section["rows"] = work()
+    except Exception:
+        section["error"] = traceback.format_exc(limit=-4)
+    section["seconds"] = round(time.perf_counter() - start, 2)
+    return section
+
+
+def failures(report: Row) -> list[str]:
+    """One line for each section that broke and each row of ours that failed."""
+    found = []
+    for name, section in report["sections"].items():
+        if section["error"]:
+            found.append(f"{name}: {section['error'].strip().splitlines()[-1]}")
+        found += [
+            f"{name}: {row['name']}: {row['error']}"
+            for row in section["rows"]
+            if "error" in row and not row.get("rival")
+        ]
+    return found
+
+
+def table(report: Row) -> str:
+    """The report for a person, in Markdown."""
+    head = report["environment"]
+    versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items() if v != "not installed")
+    lines = [f"# {head['device']}, {head['date']}", "", f"Commit {head['commit']}; {versions}.", ""]
+    for name, section in report["sections"].items():
+        lines += [f"## {name} ({section['seconds']} s)", ""]
+        if section["error"]:
+            lines += ["```", section["error"].strip(), "```", ""]
+        if section["rows"]:
+            lines += ["| what | way | result |", "|---|---|---|"]
+        for row in section["rows"]:
+            result = row.get("error") or row.get("result") or f"{row['us']:.1f} us"
+            if "times_best_rival" in row:
+                result += f" ({row['times_best_rival']:.2f}x the speed of the best rival)"
+            lines.append(f"| {row['name']} | {row.get('way', '')} | {result} |")
+        lines.append("")
+    broken = failures(report)
+    lines += ["## Verdict", "", *(f"- FAILED {line}" for line in broken)]
+    lines += [] if broken else ["- nothing failed"]
+    return "\n".join(lines) + "\n"
+
+
+def save(report: Row, folder: Path) -> Path:
+    """Write the JSON and the table; the path of the JSON."""
+    head = report["environment"]
+    device = "-".join("".join(c if c.isalnum() else " " for c in head["device"]).lower().split())
+    path = folder / device / f"{head['date'][:10]}-{head['commit']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(report))
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes; works on a CPU")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--budget", type=float, default=540, help="seconds; the rest is left out")
+    options = parser.parse_args(argv)
+    deadline = time.perf_counter() + options.budget
+
+    report: Row = {"dry_run": options.dry_run, "sections": {"build": run_section(build)}}
+    import torch
+
+    report["environment"] = environment()
+    if report["sections"]["build"]["error"] is None:
+        if not (options.dry_run or torch.cuda.is_available()):
+            print("gpu_report: no CUDA device is visible here; try --dry-run", file=sys.stderr)
+            return 2
+        import report_models
+        import report_ops
+        from report_clock import Clock
+
+        clock = Clock(options.dry_run, deadline)
+        for name, work in {**report_ops.SECTIONS, **report_models.SECTIONS}.items():
+            report["sections"][name] = run_section(lambda work=work: work(clock))
+    path = save(report, options.output)
+    print(table(report))
+    print(f"written: {path}")
+    return int(bool(failures(report)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

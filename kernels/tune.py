@@ -1,0 +1,134 @@
+"""Time the configs of every kernel on the GPU that is here, and write the best into the table.
+
+    python -m wmfast.kernels.tune [--only nearest_code] [--table FILE]
+
+A config whose answer differs from that of the config in the table is never taken; one that needs
+more than the GPU has is passed over. Exit status 2 without a CUDA device. Look at the new table
+with ``python -m wmfast.kernels.lint`` before it is committed.
+
+A module with kernels stands in ``MODULES`` and has ``tunables(device) -> Iterator[Tunable]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from wmfast.kernels import launch
+from wmfast.kernels.launch import Config, Table
+
+MODULES = ("wmfast.kernels.nearest_code_cases",)
+_CALLS = 20  # in one graph: the time of a launch must not hide that of a short kernel
+_REPLAYS = 9
+_GAIN = 0.98  # a config in the table stays unless another is 2 % faster
+
+Timer = Callable[[Callable[[], Tensor]], float]
+
+
+class Tunable(NamedTuple):
+    """One entry of the table: which configs may serve, and a call on data of its shape."""
+
+    op: str
+    dtype: str
+    bucket: str
+    candidates: tuple[Config, ...]
+    call: Callable[[Config], Tensor]
+
+
+def graph_seconds(call: Callable[[], object]) -> float:
+    """Seconds of one ``call`` on the GPU: the median over replays of a graph of 20 calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, and fills the allocator
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_CALLS):
+            call()
+    seconds = []
+    for _ in range(_REPLAYS + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        seconds.append(float(begin.elapsed_time(end)) / 1e3 / _CALLS)
+    return float(statistics.median(seconds[2:]))
+
+
+def pick(tunable: Tunable, current: Config, timer: Timer) -> tuple[Config, list[str]]:
+    """The fastest candidate that gives the answer of ``current``, and a line about each."""
+    truth = tunable.call(current)
+    best, least = current, timer(lambda: tunable.call(current)) * _GAIN
+    lines = [f"{least / _GAIN * 1e6:9.1f} us  {current} (in the table)"]
+    for config in tunable.candidates:
+        if config == current:
+            continue
+        try:
+            equal = torch.equal(tunable.call(config), truth)
+            seconds = timer(lambda config=config: tunable.call(config))  # type: ignore[misc]
+        except Exception as error:  # too large for this GPU: of many kinds, by version of Triton
+            words = f"{type(error).__name__}: {error}".splitlines()[0]
+            lines.append(f"        -     {config}: {words[:120]}")
+            continue
+        lines.append(f"{seconds * 1e6:9.1f} us  {config}{'' if equal else ': ANOTHER ANSWER'}")
+        if equal and seconds < least:
+            best, least = config, seconds
+    return best, lines
+
+
+def tuned(table: Table, tunables: Iterable[Tunable], sm: int, timer: Timer) -> Table:
+    """A new table with the best config of each tunable; prints what was timed."""
+    table = copy.deepcopy(table)
+    for tunable in tunables:
+        row = table[tunable.op][f"sm{sm}"][tunable.dtype]
+        best, lines = pick(tunable, row[tunable.bucket], timer)
+        print(f"{tunable.op} sm{sm} {tunable.dtype} {tunable.bucket}", *lines, sep="\n  ")
+        row[tunable.bucket] = best
+    return table
+
+
+def write(table: Table, file: Path) -> None:
+    """Replace ``file`` at once, so that no reader sees half of it."""
+    beside = file.with_suffix(".new")
+    text = json.dumps(table, indent=2)
+    # a config is a line
+    text = re.sub(r"{[^{}]*}", lambda m: "{" + " ".join(m[0][1:-1].split()) + "}", text)
+    beside.write_text(text + "\n")
+    beside.replace(file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m wmfast.kernels.tune", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", default="", help="ops whose name contains this")
+    parser.add_argument("--table", type=Path, default=launch.TABLE_FILE, help="file to write")
+    options = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("tune: no CUDA device is visible here, so there is nothing to time", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    found = [t for name in MODULES for t in importlib.import_module(name).tunables(device)]
+    wanted = [tunable for tunable in found if options.only in tunable.op]
+    if not wanted:
+        print(f"tune: no op has {options.only!r} in its name", file=sys.stderr)
+        return 2
+    write(tuned(launch.table(), wanted, launch.sm_of(device), graph_seconds), options.table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

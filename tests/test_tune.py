@@ -1,0 +1,81 @@
+"""The tuner's choice, with a timer that reads its times from a list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from wmfast.kernels import launch, nearest_code_cases, tune
+from wmfast.kernels.tune import Tunable, pick, tuned
+
+CURRENT, FAST, WRONG, LARGE = ({"BLOCK_N": size} for size in (16, 32, 64, 128))
+
+
+class Bench:
+    """A kernel that takes a config; it notes what was called, and a fake clock answers by it."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds = seconds
+        self.last = 0
+
+    def call(self, config: launch.Config) -> Tensor:
+        self.last = config["BLOCK_N"]
+        if config == LARGE:
+            raise RuntimeError("out of resource: shared memory\nand more")
+        return torch.tensor([7 if config == WRONG else 3])
+
+    def timer(self, call: object) -> float:
+        call()  # type: ignore[operator]
+        return self.seconds[self.last]
+
+    def tunable(self) -> Tunable:
+        return Tunable("op", "any", "d64", (FAST, CURRENT, WRONG, LARGE), self.call)
+
+
+def test_the_fastest_with_the_right_answer_is_taken() -> None:
+    bench = Bench({16: 3e-6, 32: 2e-6, 64: 1e-6})
+    best, lines = pick(bench.tunable(), CURRENT, bench.timer)
+    assert best == FAST
+    assert "ANOTHER ANSWER" in lines[2]
+    assert lines[3].endswith("RuntimeError: out of resource: shared memory")
+    assert len(lines) == 4  # the one in the table is timed once
+
+
+def test_a_config_within_the_noise_changes_nothing() -> None:
+    bench = Bench({16: 2e-6, 32: 1.97e-6, 64: 9e-6})
+    assert pick(bench.tunable(), CURRENT, bench.timer)[0] == CURRENT
+
+
+def test_the_new_table_differs_in_the_tuned_entry_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = {"op": {"sm90": {"any": {"d64": CURRENT, "d256": LARGE}}, "sm80": {"any": {}}}}
+    bench = Bench({16: 3e-6, 32: 2e-6, 64: 1e-6})
+    new = tuned(table, [bench.tunable()], 90, bench.timer)
+    assert table["op"]["sm90"]["any"]["d64"] == CURRENT
+    assert new == {"op": {"sm90": {"any": {"d64": FAST, "d256": LARGE}}, "sm80": {"any": {}}}}
+    assert "op sm90 any d64" in capsys.readouterr().out
+    tune.write(new, tmp_path / "configs.json")
+    assert json.loads((tmp_path / "configs.json").read_text()) == new
+    assert len(list(tmp_path.iterdir())) == 1
+    tune.write(launch.table(), tmp_path / "configs.json")
+    assert (tmp_path / "configs.json").read_text() == launch.TABLE_FILE.read_text()
+
+
+def test_without_a_gpu_it_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_entry_of_the_table_can_be_tuned() -> None:
+    entries = {entry.bucket for entry in launch.entries("nearest_code")}
+    tunables = list(nearest_code_cases.tunables(torch.device("meta")))
+    assert {tunable.bucket for tunable in tunables} == entries
+    for sm in launch.SHARED_BYTES:
+        assert set(launch.table()["nearest_code"][f"sm{sm}"]["any"]) == entries
