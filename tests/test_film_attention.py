@@ -166,6 +166,14 @@ def test_equal_inputs_give_equal_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    q, k, v, g, b = draw(1, 1, 4, 4, 8, dtype=torch.float32)
+    out = film_attention(q.requires_grad_(), k, v, g, b)
+    (gradient,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("frame", [1, 3, 7, 50, 128, 200, None])
 def test_frames_of_every_length(frame: int | None) -> None:
     inputs = draw(1, 1, 190, 203, 8, dtype=torch.float64)
@@ -213,10 +221,12 @@ def test_autocast_leaves_the_dtype_alone() -> None:
 
 
 @pytest.mark.parametrize("film", [True, False])
-@pytest.mark.parametrize("frame", [3, 150, 400])
+@pytest.mark.parametrize("frame", [3, 150])
 def test_opcheck_of_both_ops(film: bool, frame: int) -> None:
     inputs = draw(1, 2, 300, 310, 8, film=film, dtype=torch.float32)
-    torch.library.opcheck(torch.ops.wmfast.film_attention.default, (*inputs, frame, 0.5))
+    leaves = [None if t is None else t.clone().requires_grad_() for t in inputs]
+    for tensors in (inputs, leaves):
+        torch.library.opcheck(torch.ops.wmfast.film_attention.default, (*tensors, frame, 0.5))
     o, lse = torch.ops.wmfast.film_attention(*inputs, frame, 0.5)
     backward = torch.ops.wmfast.film_attention_backward.default
     torch.library.opcheck(backward, (o.clone(), *inputs, o, lse, frame, 0.5))
@@ -228,8 +238,6 @@ def test_the_log_sum_exp_is_that_of_the_scores() -> None:
     torch.testing.assert_close(lse, (q @ k.mT * 0.5).logsumexp(-1))
 
 
-# Dynamo itself instantiates the class that torch has deprecated instantiating.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_as_one_graph_forward_and_backward() -> None:
     inputs = [t.requires_grad_() for t in draw(1, 2, 4, 8, 8, dtype=torch.float32) if t is not None]
 
