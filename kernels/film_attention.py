@@ -76,9 +76,8 @@ def film_attention(
     q (B, N, Lq, D), k and v (B, N, Lk, D) with 1 <= Lq <= Lk; gamma, beta (B, N, D) or None;
     returns (B, N, Lq, D). ``frame_causal``: tokens a frame, where a token may see its own and
     earlier frames only; ``scale``: 1 / sqrt(D) unless given, positive. Autocast leaves the dtypes
-    alone. Equal inputs give equal bits, forward and backward; there are no
-    second derivatives. Raises ValueError for shapes or
-    numbers that don't fit and TypeError for dtypes that don't.
+    alone. Equal inputs give equal bits, forward and backward; there are no second derivatives.
+    Raises ValueError for shapes or numbers that don't fit and TypeError for dtypes that don't.
     """
     _check(q, k, v, gamma, beta, frame_causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -128,10 +127,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate(ctx: Any, do: Tensor, _dlse: Tensor | None = None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     q, k, v, gamma, beta, o, lse = ctx.saved_tensors
     dq, dk, dv, dfilm = torch.ops.wmfast.film_attention_backward(
-        do, q, k, v, gamma, beta, o, lse, ctx.frame, ctx.scale
+        gradients[0], q, k, v, gamma, beta, o, lse, ctx.frame, ctx.scale
     )
     dgamma = None if gamma is None else dfilm[0].to(gamma.dtype)
     dbeta = None if beta is None else dfilm[1].to(beta.dtype)
