@@ -127,10 +127,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(*tensors, *output)
 
 
-def _differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
     q, k, v, gamma, beta, o, lse = ctx.saved_tensors
     dq, dk, dv, dfilm = torch.ops.wmfast.film_attention_backward(
-        gradients[0], q, k, v, gamma, beta, o, lse, ctx.frame, ctx.scale
+        grad_outputs[0], q, k, v, gamma, beta, o, lse, ctx.frame, ctx.scale
     )
     dgamma = None if gamma is None else dfilm[0].to(gamma.dtype)
     dbeta = None if beta is None else dfilm[1].to(beta.dtype)
@@ -146,7 +146,10 @@ class _FilmAttention(torch.autograd.Function):
         _save(ctx, inputs, (o, lse))
         return cast(Tensor, o)
 
-    backward = staticmethod(once_differentiable(_differentiate))
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        return _differentiate(ctx, *grad_outputs)
 
 
 def _forward_fake(
