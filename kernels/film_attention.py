@@ -10,12 +10,12 @@ Queries are the LAST Lq of the Lk positions: query i stands at position Lk - Lq 
 ``frame_causal=F`` position p belongs to frame p // F and sees its own and earlier frames only, so a
 query of frame f sees the keys [0, (f + 1) F). What it saves: keys that no query of a tile sees are
 never read, so that no mask is ever in memory; for four frames that is 37.5 % of the work. The
-modulated queries are not written either. The backward recomputes the probabilities from the
+forward does not write the modulated queries either. The backward recomputes the probabilities from the
 log-sum-exp of each row (Dao et al. 2022) and adds nothing atomically.
 
 On CUDA the bodies are ``film_attention_forward.py`` and ``film_attention_backward.py`` (Triton, D
-up to 128), on a CPU ``film_attention_torch.py``; other devices, wider heads and float64 on CUDA
-take its differentiable slices.
+up to 128), on a CPU ``film_attention_torch.py``; older GPUs, other devices, wider heads and
+float64 on CUDA take its differentiable slices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from wmfast.kernels import film_attention_torch
+from wmfast.kernels import film_attention_torch, launch
 from wmfast.kernels.dispatch import Body, choose_body
 
 _BODIES: tuple[Body, ...] = (
@@ -85,6 +85,8 @@ def film_attention(
         raise ValueError(f"scale = {scale}: allowed is None or a positive number")
     frame = k.shape[2] if frame_causal is None else min(frame_causal, k.shape[2])
     fits = q.shape[3] <= _TRITON_WIDTH and q.dtype != torch.float64
+    if q.device.type == "cuda" and not torch.compiler.is_compiling():
+        fits = fits and launch.supported(q.device)
     body = choose_body("film_attention", q.device, _BODIES if fits else ("torch",))
     if q.device.type == "cpu" or body == "triton":
         inputs = (q, k, v, gamma, beta, frame, scale)

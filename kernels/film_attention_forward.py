@@ -185,8 +185,11 @@ def forward(
 
 
 def dense_rows(x: Tensor) -> Tensor:
-    """``x`` itself where its rows of D lie dense, as they come from a fused projection."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    """``x`` itself where its rows of D lie dense, as they come from a fused projection.
+
+    Inside a tile of at most 128 rows the offsets are 32 bits wide.
+    """
+    return x if x.stride(-1) == 1 and x.stride(2) < 1 << 24 else x.contiguous()
 
 
 def pair(film: Tensor | None) -> tuple[int, int]:
@@ -218,14 +221,15 @@ def precision() -> str:
 def lint_rows(op: str) -> Iterator[tuple[str, int, launch.Config, int, str]]:
     """(name, width, config, sm, type) of each row of the table that differs from the others.
 
-    float16 gives the code of bfloat16. float32 is compiled with its default precision, IEEE.
+    float16 gives the code of bfloat16. float32 is compiled with its default precision, IEEE; its
+    configs are the same for every sm and use little shared memory, so sm 86 has none of its own.
     """
     seen = []
     for entry in launch.entries(op):
         width = int(entry.bucket.removesuffix("-few").removeprefix("d"))
         kind = "*fp32" if entry.dtype == "float32" else "*bf16"
         row = (width, entry.config, entry.sm, kind)
-        if row in seen:
+        if row in seen or (entry.sm, kind) == (86, "*fp32"):
             continue
         seen.append(row)
         yield f"{op} {entry.dtype} {entry.bucket} sm{entry.sm}", *row
