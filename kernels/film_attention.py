@@ -10,8 +10,8 @@ Queries are the LAST Lq of the Lk positions: query i stands at position Lk - Lq 
 ``frame_causal=F`` position p belongs to frame p // F and sees its own and earlier frames only, so a
 query of frame f sees the keys [0, (f + 1) F). What it saves: keys that no query of a tile sees are
 never read, so that no mask is ever in memory; for four frames that is 37.5 % of the work. The
-forward does not write the modulated queries either. The backward recomputes the probabilities from the
-log-sum-exp of each row (Dao et al. 2022) and adds nothing atomically.
+forward does not write the modulated queries either. The backward recomputes the probabilities from
+the log-sum-exp of each row (Dao et al. 2022) and adds nothing atomically.
 
 On CUDA the bodies are ``film_attention_forward.py`` and ``film_attention_backward.py`` (Triton, D
 up to 128), on a CPU ``film_attention_torch.py``; older GPUs, other devices, wider heads and
