@@ -25,7 +25,6 @@ from rivals.wmfast_replay import WmfastReplay
 
 PIECES_DIR = Path("build/bench-replay")
 CAPACITY, FILLED = 200_000, 195_000
-EVEN_ENOUGH = 6.0  # standard deviations, of 32 bands
 WEIGHT_ERROR = 2e-3  # float32 trees
 # A batch of 1024 is 5.5 MB of new arrays. If glibc hands such memory back to the system after each
 # batch (it may or may not, by the luck of the heap's state), 1300 page faults cost five times the
@@ -64,7 +63,7 @@ def check(side: Side, stream: Stream, filled: int, prioritized: bool) -> dict[st
     else:
         deviation = evenness(buffer, stream, stored)
     found["deviation"] = deviation
-    assert deviation < EVEN_ENOUGH, f"draws deviate by {deviation} standard deviations"
+    assert deviation < buffer.even_enough, f"draws deviate by {deviation} standard deviations"
     return found
 
 

@@ -36,6 +36,7 @@ class Rival(ABC):
     stacks: ClassVar[bool] = False  # wants ready-made histories
     keeps_final_frame: ClassVar[bool] = True  # next_state of a truncated step is right
     crosses_episodes: ClassVar[bool] = False  # histories may begin in the episode before
+    even_enough: ClassVar[float] = 6.0  # standard deviations that 32 bands of draws may be off
     why_not_prioritized: ClassVar[str] = ""
 
     @abstractmethod
