@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from report_clock import Clock, Row, compare
 from torch import Tensor
 from wmfast.kernels import (
+    code_sums,
+    code_sums_reference,
     film_attention,
     film_attention_reference,
     nearest_code,
@@ -76,6 +78,29 @@ def _replayed(x: Tensor, codebook: Tensor) -> Row:
     graph.replay()
     fine = torch.equal(index, _truth(x, codebook))
     return {"name": "captured"} | ({"result": "exact"} if fine else {"error": "stale or wrong"})
+
+
+def code_sums_both(clock: Clock) -> list[Row]:
+    """Right, the same bits every time, and how fast beside ``index_add_``."""
+    n, k, d = (64, 16, 8) if clock.dry else (10752, 512, 256)
+    x, codebook = _codes(clock, n, k, d)
+    index = nearest_code(x, codebook)
+    count, total = code_sums(x, index, k)
+    exact_count, exact_total = code_sums_reference(x, index, k)
+    error = float((total - exact_total).abs().max() / exact_total.abs().max())
+    fine = torch.equal(count, exact_count.float()) and error < 1e-5
+    fine &= all(torch.equal(code_sums(x, index, k)[1], total) for _ in range(5))
+    name = f"{n} x {k} x {d}"
+
+    def atomics() -> Tensor:
+        return torch.zeros_like(codebook).index_add_(0, index, x)
+
+    rows = [
+        clock.row(name, "wmfast", lambda: lambda: code_sums(x, index, k)),
+        clock.row(name, "index_add_", lambda: atomics, rival=True),
+    ]
+    verdict = {"result" if fine else "error": f"error {error:.1e}, or other bits: {not fine}"}
+    return [{"name": f"{name}: correctness", **verdict}, *compare(rows)]
 
 
 def _attention(
@@ -254,6 +279,7 @@ def film_attention_speed(clock: Clock) -> list[Row]:
 SECTIONS = {
     "nearest_code: correctness": nearest_code_correctness,
     "film_attention: correctness": film_attention_correctness,
+    "code_sums": code_sums_both,
     "nearest_code: speed": nearest_code_speed,
     "film_attention: speed": film_attention_speed,
 }

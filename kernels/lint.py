@@ -34,6 +34,7 @@ MODULES: tuple[str, ...] = (
     "wmfast.kernels.film_attention_forward",
     "wmfast.kernels.film_attention_backward",
     "wmfast.kernels.nearest_code_cases",
+    "wmfast.kernels.code_sums_triton",
 )
 
 

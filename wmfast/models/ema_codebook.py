@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wmfast.kernels import code_sums
+
 PERIOD = 100
 HEALTHY = 0.95
 CHECKS = 20
@@ -57,8 +59,7 @@ class EmaCodebook(nn.Module):
     @torch.no_grad()
     def update(self, codes_vd: Tensor, vectors_nd: Tensor, index_n: Tensor) -> Tensor:
         """Move ``codes_vd`` in place, given float32 vectors and their codes; returns n_v, (V,)."""
-        n_v = torch.zeros_like(self.count).index_add_(0, index_n, torch.ones_like(index_n).float())
-        sum_vd = torch.zeros_like(self.sum).index_add_(0, index_n, vectors_nd)
+        n_v, sum_vd = code_sums(vectors_nd, index_n, len(codes_vd))
         self.count.mul_(self.decay).add_(n_v, alpha=1 - self.decay)
         self.sum.mul_(self.decay).add_(sum_vd, alpha=1 - self.decay)
         total = self.count.sum()
