@@ -153,12 +153,16 @@ def lines_of(pieces: dict[str, Any]) -> list[Line]:
     return lines
 
 
-def machine() -> dict[str, Any]:
+def this_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine(commit: str) -> dict[str, Any]:
     cpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
     fields = dict(line.split(":", 1) for line in cpu.splitlines() if ":" in line)
     model = fields["Model name"].strip()
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    commit = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     return {
         "cpu": f"{model}, family {fields['CPU family'].strip()} model {fields['Model'].strip()}",
         "cores": int(fields["CPU(s)"]),
@@ -167,7 +171,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "wmfast": wmfast.__version__,
-        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit,
         "date": date.today().isoformat(),
     }
 
@@ -239,12 +243,13 @@ def remark(piece: dict[str, Any] | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--merge", action="store_true", help="run nothing, merge what is there")
+    parser.add_argument("--commit", help="of the wmfast that was measured, if not this one")
     options = parser.parse_args()
     if not options.merge:
         for piece in (*RIVALS, "memory", "growth"):
             subprocess.run([sys.executable, "bench/replay_pieces.py", piece], check=True)
     pieces = read_pieces()
-    found, lines = machine(), lines_of(pieces)
+    found, lines = machine(options.commit or this_commit()), lines_of(pieces)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "replay.json").write_text(json.dumps({"machine": found, **pieces}, indent=1) + "\n")
     (RESULTS / "replay.md").write_text(markdown(found, pieces, lines))
