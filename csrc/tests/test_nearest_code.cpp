@@ -1,0 +1,312 @@
+// nearest_code: every path of this machine, and AMX on emulated tiles, against plain doubles.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../nearest_code_kernels.hpp"
+#include "../nearest_code_tile.hpp"  // after the headers, as in the files of the core
+#include "check.hpp"
+#include "emulated_tile.hpp"
+#include "wmfast/rng.hpp"
+
+namespace {
+
+using namespace wmfast;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Four floats by hand: what the tile kernel needs to fold its scores.
+struct PlainVector {
+  static constexpr std::size_t kWidth = 1;
+  using Floats = float;
+  using Ints = std::int32_t;
+  static float load(const float* p) { return *p; }
+  static void store(float* p, float v) { *p = v; }
+  static Ints load_ints(const Ints* p) { return *p; }
+  static void store_ints(Ints* p, Ints v) { *p = v; }
+  static Ints broadcast_int(Ints v) { return v; }
+  static bool less(float a, float b) { return a < b; }
+  static float min(float a, float b) { return a < b ? a : b; }
+  static float max(float a, float b) { return a > b ? a : b; }
+  static Ints select(bool mask, Ints a, Ints b) { return mask ? a : b; }
+};
+
+RowNorms prepare_coarse_plain(const float* row, const PackedCodebook& book, std::uint16_t* out) {
+  RowNorms norms{};
+  std::fill_n(out, book.row_floats(), std::uint16_t{0});
+  for (std::size_t d = 0; d < book.dim; ++d) {
+    const float x = row[d] - book.mean[d];
+    out[d] = to_bfloat16(x);
+    const float gap = x - from_bfloat16(out[d]);
+    norms.square += x * x;
+    norms.rounding_square += gap * gap;
+  }
+  return norms;
+}
+
+NearestKernels emulated_amx_kernels() {
+  NearestKernels kernels = scalar_kernels();
+  kernels.row_group = kTileRows;
+  kernels.coarse_limit = 2.0f;  // never give the tiles up
+  kernels.prepare_coarse = prepare_coarse_plain;
+  kernels.score_coarse = score_tiles<EmulatedTile, PlainVector>;
+  return kernels;
+}
+
+// The definition, without blocks, lanes or bounds.
+std::int64_t nearest(const float* x, const float* codes, std::size_t k, std::size_t dim) {
+  std::vector<float> x_padded(round_up(dim, kLanes), 0.0f), c_padded(x_padded);
+  std::copy_n(x, dim, x_padded.begin());
+  double least = static_cast<double>(kInfinity);
+  std::int64_t best = 0;
+  for (std::size_t j = 0; j < k; ++j) {
+    std::copy_n(codes + j * dim, dim, c_padded.begin());
+    double lanes[kLanes] = {};
+    for (std::size_t d = 0; d < x_padded.size(); ++d) {
+      const double gap = static_cast<double>(x_padded[d]) - static_cast<double>(c_padded[d]);
+      lanes[d % kLanes] += gap * gap;
+    }
+    for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
+      for (std::size_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    if (lanes[0] < least) {
+      least = lanes[0];
+      best = static_cast<std::int64_t>(j);
+    }
+  }
+  return best;
+}
+
+struct Case {
+  std::string name;
+  std::size_t rows, codes, dim;
+  std::vector<float> x, c;
+};
+
+float uniform(RngState& rng) { return static_cast<float>(2 * next_unit(rng) - 1); }
+
+Case make_case(const std::string& kind, std::size_t rows, std::size_t codes, std::size_t dim) {
+  RngState rng = seed_rng(rows * 1000003 + codes * 1009 + dim);
+  Case made{
+      kind, rows, codes, dim, std::vector<float>(rows * dim), std::vector<float>(codes * dim)};
+  for (float& v : made.x) v = uniform(rng);
+  for (float& v : made.c) v = uniform(rng);
+  const auto scale = [&](float x_factor, float c_factor) {
+    for (float& v : made.x) v *= x_factor;
+    for (float& v : made.c) v *= c_factor;
+  };
+  if (kind == "integers") {
+    for (float& v : made.x) v = std::round(2 * v);
+    for (float& v : made.c) v = std::round(2 * v);
+  } else if (kind == "duplicates") {
+    for (std::size_t i = 0; i < made.c.size(); ++i) made.c[i] = made.c[i % ((codes + 1) / 2 * dim)];
+  } else if (kind == "near ties") {
+    for (std::size_t i = 0; i < made.c.size(); ++i) made.c[i] = made.c[i % dim] + 3e-7f * made.c[i];
+    for (std::size_t i = 0; i < made.x.size(); ++i) made.x[i] = made.c[i % made.c.size()];
+  } else if (kind == "far away") {
+    for (float& v : made.x) v += 1e4f;
+    for (float& v : made.c) v += 1e4f;
+  } else if (kind == "denormal") {
+    scale(1e-38f, 1e-39f);
+  } else if (kind == "tiny") {
+    scale(1e-25f, 1e-25f);
+  } else if (kind == "huge") {
+    scale(1e37f, 1e37f);
+  } else if (kind == "at the edge of the bound") {
+    scale(0x1p57f, 0x1p57f);
+  } else if (kind == "tiny and huge") {
+    scale(1e-25f, 1e12f);
+  } else if (kind == "zeros") {
+    scale(0.0f, 0.0f);
+  } else if (kind == "not finite") {
+    made.x[0] = kNan;
+    made.x[(rows - 1) * dim] = -kInfinity;
+    made.c[0] = kNan;
+    made.c[codes / 2 * dim] = kInfinity;
+  } else if (kind == "no finite code") {
+    for (std::size_t k = 0; k < codes; ++k) made.c[k * dim] = k % 2 == 0 ? kNan : kInfinity;
+  }
+  return made;
+}
+
+const std::vector<std::string> kKinds{"uniform",       "integers",      "duplicates",
+                                      "near ties",     "far away",      "denormal",
+                                      "tiny",          "huge",          "zeros",
+                                      "not finite",    "tiny and huge", "at the edge of the bound",
+                                      "no finite code"};
+
+void check_all(const NearestKernels& kernels, const std::string& path) {
+  ThreadPool pool;
+  const std::size_t shapes[][3] = {{70, 33, 48},  {9, 300, 75}, {40, 5, 1},   {3, 1, 2},
+                                   {130, 70, 31}, {5, 64, 33},  {1, 130, 16}, {33, 17, 64}};
+  for (const auto& [rows, codes, dim] : shapes) {
+    for (const std::string& kind : kKinds) {
+      const Case made = make_case(kind, rows, codes, dim);
+      const auto stride = static_cast<std::ptrdiff_t>(dim);
+      const auto book = pack_codebook({made.c.data(), Element::kFloat32, codes, dim, stride});
+      std::vector<std::int64_t> index(rows, -1);
+      nearest_code({made.x.data(), Element::kFloat32, rows, dim, stride}, *book, index, kernels, 2,
+                   pool);
+      for (std::size_t i = 0; i < rows; ++i) {
+        const std::int64_t expected = nearest(made.x.data() + i * dim, made.c.data(), codes, dim);
+        if (index[i] != expected) {
+          std::fprintf(stderr, "%s, %s, %zu x %zu x %zu, row %zu: %lld, not %lld\n", path.c_str(),
+                       kind.c_str(), rows, codes, dim, i, static_cast<long long>(index[i]),
+                       static_cast<long long>(expected));
+        }
+        CHECK(index[i] == expected);
+      }
+    }
+  }
+}
+
+// The tiles' scores, not only what is left of them after the recheck.
+void emulated_tiles_score_within_their_bound() {
+  for (const auto& [rows, codes, dim] : {std::array<std::size_t, 3>{32, 70, 75}, {64, 64, 32}}) {
+    const Case made = make_case("uniform", rows, codes, dim);
+    const auto stride = static_cast<std::ptrdiff_t>(dim);
+    const auto book = pack_codebook({made.c.data(), Element::kFloat32, codes, dim, stride});
+    LineVector<std::uint16_t> x(rows * book->row_floats());
+    LineVector<RowState> state(rows);
+    for (std::size_t i = 0; i < rows; ++i) {
+      prepare_coarse_plain(made.x.data() + i * dim, *book, x.data() + i * book->row_floats());
+    }
+    score_tiles<EmulatedTile, PlainVector>(x.data(), rows, *book, state.data());
+    CHECK(!EmulatedTile::configured);
+    for (std::size_t i = 0; i < rows; ++i) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        std::vector<double> scores;
+        for (std::size_t k = lane; k < codes; k += kLanes) {
+          double score = static_cast<double>(book->square[k]);
+          for (std::size_t d = 0; d < dim; ++d) {
+            const float c = made.c[k * dim + d] - book->mean[d];
+            score -= 2 * static_cast<double>(from_bfloat16(x[i * book->row_floats() + d])) *
+                     static_cast<double>(from_bfloat16(to_bfloat16(c)));
+          }
+          scores.push_back(score);
+        }
+        const auto least = std::min_element(scores.begin(), scores.end());
+        CHECK(std::abs(*least - static_cast<double>(state[i].best[lane])) < 1e-4);
+        CHECK(std::abs(scores[static_cast<std::size_t>(state[i].group[lane])] - *least) < 1e-4);
+        scores.erase(least);
+        const double second =
+            scores.empty() ? HUGE_VAL : *std::min_element(scores.begin(), scores.end());
+        const auto found = static_cast<double>(state[i].second[lane]);
+        CHECK(found == second || std::abs(second - found) < 1e-4);
+      }
+    }
+  }
+}
+
+void emulated_rounding_is_that_of_the_manual() {
+  CHECK(EmulatedTile::flush(1e-39f) == 0.0f && EmulatedTile::flush(-2e-38f) == -2e-38f);
+  CHECK(to_bfloat16(1.0f) == 0x3F80 && to_bfloat16(1e-39f) == 0);
+  CHECK(to_bfloat16(1.00390625f) == 0x3F80);  // half way: to even
+  CHECK(to_bfloat16(1.01171875f) == 0x3F82);
+  CHECK(to_bfloat16(1.003907f) == 0x3F81);
+  CHECK(to_bfloat16(kInfinity) == 0x7F80 && std::isnan(from_bfloat16(to_bfloat16(kNan))));
+  CHECK(from_float16(0x3C00) == 1.0f && from_float16(0x0001) == 0x1p-24f);
+  CHECK(from_float16(0xFC00) == -kInfinity && from_float16(0x7BFF) == 65504.0f);
+}
+
+void rows_may_lie_apart_and_be_of_16_bits() {
+  const Case made = make_case("uniform", 50, 20, 19);
+  constexpr std::size_t kStride = 23;
+  std::vector<std::uint16_t> bits(50 * kStride, 0x7FC0);  // NaN between the rows
+  std::vector<float> widened(50 * 19);
+  for (std::size_t i = 0; i < 50; ++i) {
+    for (std::size_t d = 0; d < 19; ++d) {
+      bits[i * kStride + d] = to_bfloat16(made.x[i * 19 + d]);
+      widened[i * 19 + d] = from_bfloat16(bits[i * kStride + d]);
+    }
+  }
+  const auto book = pack_codebook({made.c.data(), Element::kFloat32, 20, 19, 19});
+  std::vector<std::int64_t> index(50);
+  nearest_code({bits.data(), Element::kBfloat16, 50, 19, kStride}, *book, index,
+               choose_nearest_path(), 1);
+  for (std::size_t i = 0; i < 50; ++i) {
+    CHECK(index[i] == nearest(widened.data() + i * 19, made.c.data(), 20, 19));
+  }
+}
+
+void the_cache_knows_a_codebook_by_its_bits() {
+  std::vector<float> codes{1, 2, 3, 4, 5, 6};
+  const Vectors view{codes.data(), Element::kFloat32, 3, 2, 2};
+  CodebookCache cache;
+  const auto first = cache.get(view);
+  CHECK(cache.get(view) == first && cache.packed() == 1);
+  const std::vector<float> copy = codes;
+  CHECK(cache.get({copy.data(), Element::kFloat32, 3, 2, 2}) == first);
+  CHECK(cache.get({codes.data(), Element::kFloat32, 2, 3, 3}) != first);  // another shape
+  codes[5] = 7;
+  const auto changed = cache.get(view);
+  CHECK(changed != first && cache.packed() == 3 && cache.size() == 3);
+  codes[5] = 6;
+  CHECK(cache.get(view) == first && cache.packed() == 3);
+  codes[0] = -0.0f;
+  cache.get(view);
+  codes[0] = 0.0f;
+  CHECK(cache.get(view)->exact[0] == 0.0f && cache.packed() == 5);
+
+  CodebookCache small(1);  // room for the newest only
+  small.get(view);
+  small.get({copy.data(), Element::kFloat32, 3, 2, 2});
+  CHECK(small.size() == 1 && small.packed() == 2);
+}
+
+void searches_run_at_once() {
+  const Case made = make_case("near ties", 400, 70, 20);
+  const auto book = pack_codebook({made.c.data(), Element::kFloat32, 70, 20, 20});
+  std::vector<std::vector<std::int64_t>> index(3, std::vector<std::int64_t>(400));
+  std::vector<std::thread> threads;
+  for (auto& part : index) {
+    threads.emplace_back([&] {
+      nearest_code({made.x.data(), Element::kFloat32, 400, 20, 20}, *book, part,
+                   choose_nearest_path(), 2);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(index[0] == index[1] && index[1] == index[2]);
+}
+
+void a_path_is_chosen_by_name() {
+  ::setenv("WMFAST_CPU", "scalar", 1);
+  CHECK(choose_nearest_path() == NearestPath::kScalar);
+  ::setenv("WMFAST_CPU", "sse9", 1);
+  CHECK(message_of<std::invalid_argument>(choose_nearest_path) ==
+        "WMFAST_CPU is 'sse9', allowed are amx, avx512, avx2, scalar");
+  if (!is_supported(NearestPath::kAmx)) {
+    ::setenv("WMFAST_CPU", "amx", 1);
+    CHECK(message_of<std::invalid_argument>(choose_nearest_path) ==
+          "WMFAST_CPU is amx, but this machine has no such instructions");
+  }
+  ::setenv("WMFAST_CPU", "", 1);
+  CHECK(is_supported(choose_nearest_path()));
+  ::unsetenv("WMFAST_CPU");
+}
+
+}  // namespace
+
+int main() {
+  emulated_rounding_is_that_of_the_manual();
+  emulated_tiles_score_within_their_bound();
+  check_all(emulated_amx_kernels(), "emulated amx");
+  check_all(scalar_kernels(), "scalar");
+#if defined(__x86_64__)
+  if (is_supported(NearestPath::kAvx2)) check_all(avx2_kernels(), "avx2");
+  if (is_supported(NearestPath::kAvx512)) check_all(avx512_kernels(), "avx512");
+  if (is_supported(NearestPath::kAvx512Bf16)) check_all(avx512_bf16_kernels(), "avx512_bf16");
+  if (is_supported(NearestPath::kAmx)) check_all(amx_kernels(), "amx");
+#endif
+  rows_may_lie_apart_and_be_of_16_bits();
+  the_cache_knows_a_codebook_by_its_bits();
+  searches_run_at_once();
+  a_path_is_chosen_by_name();
+  return 0;
+}
