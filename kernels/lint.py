@@ -189,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     sound = 0
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(options.jobs, len(wanted)), mp_context=spawn) as pool:
-        for line, fine in pool.map(_check, *zip(*wanted, strict=True)):
+        check = map if options.jobs == 1 else pool.map
+        for line, fine in check(_check, *zip(*wanted, strict=True)):
             print(line, flush=True)
             sound += fine
     print(f"triton {triton.__version__}: {sound} of {len(wanted)} cases are sound")

@@ -27,7 +27,7 @@ from wmfast.kernels import launch
 from wmfast.kernels.dispatch import Body, choose_body
 from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 
-_BODIES: tuple[Body, ...] = ("cpp", "torch")
+_BODIES: tuple[Body, ...] = ("triton", "cpp", "torch")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_TRITON_DIM = 1024
 _MAX_DIM = 1 << 18  # the slack below covers the rounding of the norms up to here
@@ -141,7 +141,7 @@ def _settle(x_nd: Tensor, code64_kd: Tensor, row: Tensor, code: Tensor) -> Tenso
 
 def _nearest_code_cuda(x: Tensor, codebook: Tensor) -> Tensor:
     """Triton, or plain torch for very wide vectors and GPUs before Ampere; no host sync."""
-    body = choose_body("nearest_code", x.device, ("triton", "torch"))
+    body = choose_body("nearest_code", x.device, _BODIES)
     dim = codebook.shape[1]
     if body == "torch" or dim > _MAX_TRITON_DIM or not launch.supported(x.device):
         return _nearest_code_float64(x, codebook)

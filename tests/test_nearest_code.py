@@ -189,7 +189,7 @@ def test_wmfast_kernels_chooses_the_body(op: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("WMFAST_KERNELS", value)
         call()
     monkeypatch.setenv("WMFAST_KERNELS", "triton")
-    with pytest.raises(RuntimeError, match=f"{op} has no Triton body"):
+    with pytest.raises(RuntimeError, match=f"{op} got cpu tensors, allowed is cuda"):
         call()
     monkeypatch.setenv("WMFAST_KERNELS", "cuda")
     with pytest.raises(ValueError, match="'cuda': allowed are auto, triton and torch"):
@@ -205,6 +205,8 @@ def test_auto_takes_triton_on_a_gpu_where_a_body_exists(monkeypatch: pytest.Monk
     monkeypatch.setenv("WMFAST_KERNELS", "triton")
     with pytest.raises(RuntimeError, match="got cpu tensors"):
         choose_body("op", cpu, ("triton", "torch"))
+    with pytest.raises(RuntimeError, match="op has no Triton body"):
+        choose_body("op", cuda, ("cpp", "torch"))
 
 
 def test_import_does_not_bring_triton() -> None:

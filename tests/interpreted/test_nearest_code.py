@@ -78,10 +78,10 @@ def test_exact_where_float16_scores_are_not(case: str) -> None:
 
 
 def test_the_number_of_the_tile_in_a_score_counts_as_an_error() -> None:
-    codebook = torch.full((4096, 2), 2.0)
+    codebook = torch.full((1024, 2), 2.0)
     codebook[0] = torch.tensor([1.0, 8 * 2.0**-14])  # |c|^2 = 1 + 2^-22, in the first tile
-    codebook[-1] = torch.tensor([1.0, 0.0])  # the nearest, in tile 255
-    assert search(torch.zeros(1, 2), codebook).tolist() == [4095]
+    codebook[-1] = torch.tensor([1.0, 0.0])  # the nearest, in tile 63
+    assert search(torch.zeros(1, 2), codebook).tolist() == [1023]
 
 
 def test_nan_and_infinity() -> None:
