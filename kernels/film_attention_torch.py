@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 128  # frames shorter than this share a call: 64 frames of 16 tokens 9.7 -> 4.4 ms
+_ROWS = 128  # frames shorter than this share a call, with a mask: one call for each is many calls
 
 
 def film(q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
@@ -26,10 +26,14 @@ def film(q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
         return q
     wide = torch.promote_types(q.dtype, torch.float32)
     filmed = q.to(wide)
-    if gamma is not None:
-        filmed = filmed * (1 + gamma.to(wide).unsqueeze(2))
-    if beta is not None:
-        filmed = filmed + beta.to(wide).unsqueeze(2)
+    factor = None if gamma is None else 1 + gamma.to(wide).unsqueeze(2)
+    shift = None if beta is None else beta.to(wide).unsqueeze(2)
+    if factor is not None and shift is not None:
+        filmed = torch.addcmul(shift, filmed, factor)
+    elif factor is not None:
+        filmed = filmed * factor
+    elif shift is not None:
+        filmed = filmed + shift
     return filmed.to(q.dtype)
 
 
@@ -153,7 +157,7 @@ def backward(
     dq_wide = dq.to(wide)
     dfilm = torch.stack([(dq_wide * q).sum(2), dq_wide.sum(2)])
     if gamma is not None:
-        dq = (dq_wide * (1 + gamma.to(wide).unsqueeze(2))).to(q.dtype)
+        dq = dq_wide.mul_(1 + gamma.to(wide).unsqueeze(2)).to(q.dtype)
     return dq, dk, dv, dfilm
 
 
