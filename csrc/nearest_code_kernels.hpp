@@ -48,7 +48,7 @@ struct PackedCodebook {
   LineVector<float> square;          // (tiles, 64): |c - mean|^2; +inf: padding, not finite
   LineVector<std::uint16_t> coarse;  // (tiles, pairs(), 64, 2)
   double largest = 0;                // max |c - mean|
-  double rounding = 0;               // max |c - mean - bfloat16(c - mean)|
+  double rounding = 0;               // at least |c - mean - bfloat16(c - mean)|
   bool any_finite = false;           // some code is
   bool bounded = false;              // no score of a row of moderate length overflows
 
@@ -113,11 +113,12 @@ const NearestKernels& amx_kernels();
 
 // Round to nearest even; results below the smallest normal number become zero, as in hardware.
 inline std::uint16_t to_bfloat16(float value) {
-  std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7F800000u) == 0) return static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
-  bits += 0x7FFFu + (bits >> 16 & 1u);
-  return static_cast<std::uint16_t>(bits >> 16);
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = bits + 0x7FFFu + (bits >> 16 & 1u);
+  std::uint32_t high = rounded >> 16;
+  high = (bits & 0x7FFFFFFFu) > 0x7F800000u ? bits >> 16 | 0x40u : high;  // NaN stays NaN
+  high = (bits & 0x7F800000u) == 0 ? bits >> 16 & 0x8000u : high;
+  return static_cast<std::uint16_t>(high);
 }
 
 inline float from_bfloat16(std::uint16_t value) {

@@ -19,7 +19,8 @@ bool all_finite(const float* row, std::size_t dim) {
 }
 
 // Zero where all codes are bfloat16 numbers as they stand: their products then need no rounding.
-void find_mean(PackedCodebook& book, const std::vector<bool>& finite) {
+// Returns whether they are.
+bool find_mean(PackedCodebook& book, const std::vector<bool>& finite) {
   const std::size_t stride = book.row_floats();
   bool exact = true;
   std::vector<double> sum(stride, 0.0);
@@ -27,42 +28,43 @@ void find_mean(PackedCodebook& book, const std::vector<bool>& finite) {
   for (std::size_t k = 0; k < book.codes; ++k) {
     if (!finite[k]) continue;
     const float* row = book.exact.data() + k * stride;
+    std::uint32_t bits = 0;
     for (std::size_t d = 0; d < stride; ++d) {
       sum[d] += static_cast<double>(row[d]);
-      exact &= (std::bit_cast<std::uint32_t>(row[d]) & 0xFFFFu) == 0;
+      bits |= std::bit_cast<std::uint32_t>(row[d]);
     }
+    exact = exact && (bits & 0xFFFFu) == 0;
     count += 1;
   }
   book.mean.assign(stride, 0.0f);
-  if (exact) return;
-  for (std::size_t d = 0; d < stride; ++d) book.mean[d] = static_cast<float>(sum[d] / count);
+  for (std::size_t d = 0; d < stride && !exact; ++d) {
+    book.mean[d] = static_cast<float>(sum[d] / count);
+  }
+  return exact;
 }
 
-// |c - mean|^2 and its bfloat16 rounding, in doubles; eight sums, so that they are vectors.
-void measure(PackedCodebook& book, const std::vector<bool>& finite) {
+// |c - mean|^2 in doubles, in eight sums, so that they are vectors. Rounding to bfloat16 takes at
+// most 2^-9 of a number, or all of a denormal.
+void measure(PackedCodebook& book, const std::vector<bool>& finite, bool exact) {
   const std::size_t stride = book.row_floats();
   for (std::size_t k = 0; k < book.codes; ++k) {
     if (!finite[k]) continue;
     const float* row = book.exact.data() + k * stride;
-    double square[8] = {}, lost[8] = {};
+    double square[8] = {};
     for (std::size_t d = 0; d < stride; d += 8) {
       for (std::size_t j = 0; j < 8; ++j) {
-        const float centred = row[d + j] - book.mean[d + j];
-        const double gap =
-            static_cast<double>(centred) - static_cast<double>(from_bfloat16(to_bfloat16(centred)));
-        square[j] += static_cast<double>(centred) * static_cast<double>(centred);
-        lost[j] += gap * gap;
+        const auto centred = static_cast<double>(row[d + j] - book.mean[d + j]);
+        square[j] += centred * centred;
       }
     }
-    double total = 0, total_lost = 0;
-    for (std::size_t j = 0; j < 8; ++j) total += square[j], total_lost += lost[j];
+    double total = 0;
+    for (const double part : square) total += part;
     book.square[k] = static_cast<float>(total);
     book.largest = std::max(book.largest, std::sqrt(total) * (1 + 0x1p-40));
-    book.rounding = std::max(book.rounding, std::sqrt(total_lost) * (1 + 0x1p-40));
-    // An infinite difference makes NaN of `lost`, which max passes over.
-    book.bounded = book.bounded && std::isfinite(total_lost);
   }
-  book.bounded = book.bounded && book.largest < kLargestNorm;
+  book.bounded = book.largest < kLargestNorm;  // an infinite difference makes it infinite
+  const double denormals = std::sqrt(static_cast<double>(book.dim)) * 0x1p-126;
+  book.rounding = (exact ? 0 : book.largest * 0x1p-9) + denormals;
 }
 
 // -2 (c - mean), or 0 where the code is padding or not finite: |c|^2 = inf keeps it out.
@@ -79,17 +81,18 @@ struct Centred {
 
 void fill_coarse(PackedCodebook& book) {
   book.coarse.assign(book.tiles * book.pairs() * kTileCodes * 2, 0);
+  std::vector<std::uint16_t> rounded(book.row_floats());
   for (std::size_t tile = 0; tile < book.tiles; ++tile) {
     const Centred codes{book, tile * kTileCodes};
     std::uint16_t* out = book.coarse.data() + tile * book.pairs() * kTileCodes * 2;
     for (std::size_t j = 0; j < kTileCodes; ++j) {
       const float* row = codes.row(j);
       if (row == nullptr) continue;
+      for (std::size_t d = 0; d < rounded.size(); ++d) {
+        rounded[d] = to_bfloat16(-2.0f * (row[d] - book.mean[d]));
+      }
       for (std::size_t pair = 0; pair < (book.dim + 1) / 2; ++pair) {
-        for (std::size_t half = 0; half < 2; ++half) {
-          const std::size_t d = 2 * pair + half;
-          out[(pair * kTileCodes + j) * 2 + half] = to_bfloat16(-2.0f * (row[d] - book.mean[d]));
-        }
+        std::memcpy(out + (pair * kTileCodes + j) * 2, &rounded[2 * pair], 2 * sizeof(*out));
       }
     }
   }
@@ -154,10 +157,8 @@ std::shared_ptr<const PackedCodebook> pack_codebook(const Vectors& codes) {
       std::memcpy(book->source.data() + k * row_bytes, codes.row(k), row_bytes);
     }
   }
-  book->bounded = true;
   book->square.assign(book->tiles * kTileCodes, std::numeric_limits<float>::infinity());
-  find_mean(*book, finite);
-  measure(*book, finite);
+  measure(*book, finite, find_mean(*book, finite));
   if (book->bounded) fill_coarse(*book);
   return book;
 }

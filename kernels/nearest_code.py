@@ -3,6 +3,9 @@
 Shapes: x (..., D), codebook (K, D) -> index (...). Dtypes: float32, bfloat16 or float16 in (the two
 16-bit types convert to float32 without error), int64 out unless ``out_dtype`` says otherwise.
 
+On a CPU the C++ core answers (``nearest_code_cpu.py``); what follows is the torch body, which
+``WMFAST_KERNELS=torch`` asks for.
+
 What it saves: the scores |c|^2 - 2 x.c come from a float32 matrix product in cache-sized chunks,
 and yet the answer is that of float64 arithmetic. A float32 sum of n products carries an error of at
 most gamma_n sum|a_i b_i|, gamma_n = n u / (1 - n u), u = 2^-24, in whatever order it is added
