@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,9 @@ SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448}
 # a * b + c in one instruction; Triton 3.10 will not do so unless asked. No kernel needs it for
 # exactness, nor its absence.
 OPTIONS = {"enable_fp_fusion": True}
+
+
+_trials: dict[str, Config] = {}
 
 
 class Entry(NamedTuple):
@@ -84,9 +88,21 @@ def config_of(op: str, tensor: Tensor, bucket: str) -> Config:
 
     KeyError where the table has none.
     """
+    if op in _trials:
+        return _trials[op]
     by_dtype = table()[op][f"sm{sm_of(tensor.device)}"]
     dtype = str(tensor.dtype).removeprefix("torch.")
     return by_dtype[dtype if dtype in by_dtype else "any"][bucket]
+
+
+@contextmanager
+def trying(op: str, config: Config) -> Iterator[None]:
+    """Within it ``op`` takes this config whatever the table says; for the tuner."""
+    _trials[op] = config
+    try:
+        yield
+    finally:
+        del _trials[op]
 
 
 @lru_cache(maxsize=8)

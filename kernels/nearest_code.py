@@ -16,6 +16,9 @@ most gamma_n sum|a_i b_i|, gamma_n = n u / (1 - n u), u = 2^-24, in whatever ord
 and a row whose two best scores lie more than 2 E apart is settled. The few others are decided by
 float64 distances, computed only for the codes within 2 E of the best.
 
+On a GPU a Triton kernel does the same in one pass, with scores from float16 operands and a bound
+to match (``nearest_code_triton.py``).
+
 A NaN distance counts as +inf (a NaN code is never chosen while another is at a finite distance); a
 row without any finite distance gets index 0.
 """

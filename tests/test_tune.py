@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from wmfast.kernels import launch, nearest_code_cases, tune
+from wmfast.kernels import film_attention_cases, launch, nearest_code_cases, tune
 from wmfast.kernels.tune import Tunable, pick, tuned
 
 CURRENT, FAST, WRONG, LARGE = ({"BLOCK_N": size} for size in (16, 32, 64, 128))
@@ -73,7 +73,32 @@ def test_without_a_gpu_it_says_so_in_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_every_entry_of_the_table_can_be_tuned() -> None:
+def test_answers_are_the_same_but_for_the_rounding_of_floats() -> None:
+    floats = torch.tensor([1.0, 100.0])
+    assert tune.same(floats + 1, floats)
+    assert not tune.same(floats + 3, floats)
+    assert not tune.same(floats * torch.nan, floats)
+    assert not tune.same(torch.tensor([101]), torch.tensor([100]))
+
+
+def test_a_config_on_trial_is_taken_in_place_of_the_table() -> None:
+    x = torch.zeros(1)
+    table = launch.config_of("nearest_code", x, "d64")
+    with launch.trying("nearest_code", FAST):
+        assert launch.config_of("nearest_code", x, "d64") == FAST
+        assert launch.config_of("code_sums", x, "all") != FAST
+    assert launch.config_of("nearest_code", x, "d64") == table
+
+
+def test_film_attention_is_tuned_where_the_table_has_a_row() -> None:
+    tunables = list(film_attention_cases.tunables(torch.device("meta")))
+    assert len({(t.op, t.bucket) for t in tunables}) == 6
+    for t in tunables:
+        assert t.bucket in launch.table()[t.op]["sm90"][t.dtype]
+        assert set(t.candidates[0]) == set(launch.table()[t.op]["sm90"][t.dtype][t.bucket])
+
+
+def test_every_row_of_nearest_code_can_be_tuned() -> None:
     entries = {entry.bucket for entry in launch.entries("nearest_code")}
     tunables = list(nearest_code_cases.tunables(torch.device("meta")))
     assert {tunable.bucket for tunable in tunables} == entries
