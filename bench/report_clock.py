@@ -25,6 +25,8 @@ class Clock:
         self.dry = dry
         self.deadline = deadline
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if dry:
+            torch.set_num_threads(1)  # two that wait for each other are slow on a busy machine
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``torch.compile``; in a dry run without the compiler behind it, which takes minutes."""
