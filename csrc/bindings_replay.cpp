@@ -16,6 +16,11 @@
 namespace wmfast::bindings {
 namespace {
 
+constexpr char kState[] = "state", kNextState[] = "next_state", kWindow[] = "window",
+               kTokens[] = "tokens", kAction[] = "action", kReward[] = "reward",
+               kDiscount[] = "discount", kWeight[] = "weight", kIndex[] = "index",
+               kTerminated[] = "terminated", kMask[] = "mask";
+
 py::dtype token_dtype(const TokenReplay& replay) {
   return replay.options().dtype == TokenType::kUint8 ? py::dtype::of<std::uint8_t>()
                                                      : py::dtype::of<std::uint16_t>();
@@ -297,6 +302,71 @@ std::int64_t update_priorities(TokenReplay& replay, const py::object& index,
   return replay.update_priorities(view<std::int64_t>(ids), view<double>(values));
 }
 
+// replay[index]: the transitions of an id, or of an array of them.
+Batch get(const TokenReplay& replay, const py::object& index) {
+  const bool many = (py::isinstance<py::array>(index) && index.cast<py::array>().ndim() > 0) ||
+                    py::isinstance<py::list>(index);
+  if (!many && (!PyIndex_Check(index.ptr()) || PyBool_Check(index.ptr()))) {
+    throw py::type_error("an id or an array of ids is wanted, this is a " +
+                         py::str(py::type::of(index).attr("__name__")).cast<std::string>());
+  }
+  std::int64_t id = 0;
+  py::array_t<std::int64_t> ids;
+  if (many) {
+    const auto count = static_cast<py::ssize_t>(py::len(index));
+    ids = short_vector<std::int64_t>(index, "index", count, "iu", "an integer type");
+  } else {
+    id = static_cast<std::int64_t>(PyNumber_AsSsize_t(index.ptr(), PyExc_IndexError));
+    if (PyErr_Occurred()) {
+      PyErr_Clear();
+      throw py::index_error("index is " + py::str(index).cast<std::string>() + ": never issued");
+    }
+  }
+  const std::span<const std::int64_t> wanted =
+      many ? view<std::int64_t>(ids) : std::span<const std::int64_t>(&id, 1);
+  const auto count = static_cast<py::ssize_t>(wanted.size());
+  const Shape stack{count, static_cast<py::ssize_t>(replay.options().history),
+                    static_cast<py::ssize_t>(replay.frame_tokens())};
+  const py::dtype dtype = token_dtype(replay);
+  py::array state = new_array(dtype, stack);
+  py::array next_state = new_array(dtype, stack);
+  py::array action = new_array(py::dtype::of<std::int64_t>(), {count});
+  py::array reward = new_array(py::dtype::of<float>(), {count});
+  py::array discount = new_array(py::dtype::of<float>(), {count});
+  py::array drawn = new_array(py::dtype::of<std::int64_t>(), {count});
+  const TransitionOutput target{.state = tokens_of(state),
+                                .next_state = tokens_of(next_state),
+                                .window = {},
+                                .action = mutable_view<std::int64_t>(action),
+                                .reward = mutable_view<float>(reward),
+                                .discount = mutable_view<float>(discount),
+                                .weight = {},
+                                .index = mutable_view<std::int64_t>(drawn)};
+  {
+    const GilReleased release;
+    replay.get(wanted, target);
+  }
+  const auto field = [many](const py::array& array) -> py::object {
+    if (many) return array;
+    return array[py::int_(0)];
+  };
+  return Batch({{kState, field(state)},
+                {kNextState, field(next_state)},
+                {kAction, field(action)},
+                {kReward, field(reward)},
+                {kDiscount, field(discount)},
+                {kIndex, field(drawn)}});
+}
+
+py::array_t<EpisodeRecord> episodes(const TokenReplay& replay) {
+  std::vector<EpisodeRecord> found;
+  {
+    const GilReleased release;
+    found = replay.episodes();
+  }
+  return py::array_t<EpisodeRecord>(static_cast<py::ssize_t>(found.size()), found.data());
+}
+
 py::dict stats(const TokenReplay& replay) {
   ReplayStats stats;
   {
@@ -306,20 +376,20 @@ py::dict stats(const TokenReplay& replay) {
   py::dict result;
   result["added"] = stats.added;
   result["stored"] = stats.stored;
+  result["fill"] = stats.fill;
   result["drawable"] = stats.drawable;
   result["episodes"] = stats.episodes;
-  result["sampled"] = stats.sampled;
+  result["inserts"] = stats.inserts;
+  result["samples"] = stats.sampled;
+  result["sampled"] = stats.sampled;  // the name of old
+  result["mean_sample_age"] = stats.mean_sample_age;
   result["updated"] = stats.updated;
   result["skipped"] = stats.skipped;
+  result["stale_update_share"] = stats.stale_update_share;
   result["max_priority"] = stats.max_priority;
   result["priority_sum"] = stats.priority_sum;
   return result;
 }
-
-constexpr char kState[] = "state", kNextState[] = "next_state", kWindow[] = "window",
-               kTokens[] = "tokens", kAction[] = "action", kReward[] = "reward",
-               kDiscount[] = "discount", kWeight[] = "weight", kIndex[] = "index",
-               kTerminated[] = "terminated", kMask[] = "mask";
 
 template <const char*... kNames>
 void bind_each(py::class_<Batch>& batch) {
@@ -375,7 +445,14 @@ void bind_replay(py::module_& module) {
     return [member](const TokenReplay& replay) { return replay.options().*member; };
   };
   const auto release = py::call_guard<GilReleased>();
-  py::class_<TokenReplay>(module, "TokenReplay")
+  PYBIND11_NUMPY_DTYPE(EpisodeRecord, env, first_id, length, reward, terminated, truncated, open,
+                       whole);
+  py::class_<TokenReplay> replay(module, "TokenReplay");
+  // Ids are no positions from 0 on: without these, Python would count through __getitem__.
+  for (const char* name : {"__iter__", "__reversed__", "__contains__"}) {
+    replay.attr(name) = py::none();
+  }
+  replay
       .def(py::init(&make), "capacity"_a, "num_envs"_a, py::kw_only(),
            "frame_shape"_a = std::vector<std::int64_t>{21, 16}, "vocab_size"_a = 512,
            "dtype"_a = "uint16", "history"_a = 4, "n_step"_a = 1, "gamma"_a = 0.99,
@@ -392,6 +469,8 @@ void bind_replay(py::module_& module) {
       .def("save", &TokenReplay::save, "path"_a, release)
       .def_static("load", &TokenReplay::load, "path"_a, release)
       .def("stats", &stats)
+      .def("episodes", &episodes)
+      .def("__getitem__", &get, "index"_a)
       .def("__len__", &TokenReplay::size, release)
       .def("__repr__", &text, release)
       .def_property_readonly("nbytes", py::cpp_function(&TokenReplay::nbytes, release))

@@ -55,10 +55,12 @@ TokenReplay::TokenReplay(const ReplayOptions& options)
 void TokenReplay::build_trees(bool revive) {
   const std::span<double> leaves = store_.leaves();
   newest_leaf_ = std::pow(store_.header().max_priority, options_.alpha);
+  ended_ = 0;
   std::fill(drawable_.begin(), drawable_.end(), std::uint8_t{0});
   for (std::uint64_t step = oldest(); step < store_.header().steps; ++step) {
     for (std::uint64_t env = 0; env < envs_; ++env) {
       drawable_[leaf_at(env, step)] = drawable(env, step) ? 1 : 0;
+      ended_ += store_.bits(row_at(env, step)) & row_bits::kEnded ? 1u : 0u;
     }
   }
   rows_tree_.rebuild();
@@ -186,12 +188,16 @@ void TokenReplay::add(const StepInput& step) {
   for (std::size_t env = 0; env < envs_; ++env) write_row(step, env);
   const std::uint64_t was_oldest = oldest();
   store_.commit();
+  inserted_ += envs_;
 
   const std::uint64_t n_step = gamma_powers_.size() - 1;
   for (std::size_t env = 0; env < envs_; ++env) {
+    ended_ += store_.bits(row_at(env, now)) & row_bits::kEnded ? 1u : 0u;
     if (oldest() != was_oldest) {
       recheck(env, was_oldest);
-      store_.free_final(row_at(env, was_oldest));
+      const std::size_t gone = row_at(env, was_oldest);
+      ended_ -= store_.bits(gone) & row_bits::kEnded ? 1u : 0u;
+      store_.free_final(gone);
       const std::uint64_t end = std::min(oldest() + history_ - 1, now);
       for (std::uint64_t at = oldest(); at < end; ++at) recheck(env, at);
     }
@@ -242,10 +248,17 @@ void TokenReplay::apply_cut() {
     if ((store_.bits(row) & row_bits::kFinal) || store_.final_of(row)) continue;
     if (store_.since(row) > 0) {
       const std::size_t before = row_at(env, newest - 1);
-      store_.set_bits(before, store_.bits(before) | row_bits::kTruncated);
+      change_bits(before, store_.bits(before) | row_bits::kTruncated);
     }
-    store_.set_bits(row, row_bits::kFinal);
+    change_bits(row, row_bits::kFinal);
   }
+}
+
+// Of a stored row.
+void TokenReplay::change_bits(std::size_t row, std::uint8_t bits) {
+  ended_ -= store_.bits(row) & row_bits::kEnded ? 1u : 0u;
+  ended_ += bits & row_bits::kEnded ? 1u : 0u;
+  store_.set_bits(row, bits);
 }
 
 // Notes whether a row has become drawable, or is no longer.
@@ -264,36 +277,6 @@ void TokenReplay::flush_changes() {
   changed_.clear();
   changed_to_.clear();
   changed_leaf_.clear();
-}
-
-std::int64_t TokenReplay::size() const {
-  const std::lock_guard lock(mutex_);
-  return static_cast<std::int64_t>((store_.header().steps - oldest()) * envs_);
-}
-
-std::size_t TokenReplay::nbytes() const {
-  const std::lock_guard lock(mutex_);
-  return store_.nbytes() + drawable_.size() + rows_tree_.nbytes() +
-         (priority_tree_ ? priority_tree_->nbytes() : 0);
-}
-
-ReplayStats TokenReplay::stats() const {
-  const std::lock_guard lock(mutex_);
-  ReplayStats stats;
-  stats.added = store_.header().steps * envs_;
-  stats.stored = (store_.header().steps - oldest()) * envs_;
-  stats.drawable = rows_tree_.total();
-  for (std::uint64_t env = 0; env < envs_; ++env) {
-    for (std::uint64_t step = oldest(); step < store_.header().steps; ++step) {
-      stats.episodes += (store_.bits(row_at(env, step)) & row_bits::kEnded) ? 1u : 0u;
-    }
-  }
-  stats.sampled = sampled_;
-  stats.updated = updated_;
-  stats.skipped = skipped_;
-  stats.max_priority = store_.header().max_priority;
-  stats.priority_sum = priority_tree_ ? priority_tree_->total() : 0.0;
-  return stats;
 }
 
 }  // namespace wmfast

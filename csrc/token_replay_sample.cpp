@@ -52,7 +52,8 @@ void TokenReplay::draw_by_priority(std::span<std::size_t> leaf, std::span<float>
   const double total = priority_tree_->total();
   const double part = total / static_cast<double>(leaf.size());
   RngState rng = store_.header().rng;
-  std::vector<double> target(leaf.size());
+  target_.resize(leaf.size());
+  const std::span<double> target(target_);
   for (std::size_t i = 0; i < leaf.size(); ++i) {
     target[i] = (static_cast<double>(i) + next_unit(rng)) * part;
   }
@@ -61,8 +62,15 @@ void TokenReplay::draw_by_priority(std::span<std::size_t> leaf, std::span<float>
   // (N p / sum)^-beta over its maximum, which the smallest p has: N and the sum cancel.
   double smallest = (*priority_tree_)[leaf[0]];
   for (const std::size_t at : leaf) smallest = std::min(smallest, (*priority_tree_)[at]);
+  double last = smallest;  // rows in sequence often have one priority, the largest seen
+  float last_weight = 1.0f;
   for (std::size_t i = 0; i < leaf.size(); ++i) {
-    weight[i] = static_cast<float>(std::pow((*priority_tree_)[leaf[i]] / smallest, -beta));
+    const double value = (*priority_tree_)[leaf[i]];
+    if (value != last) {
+      last = value;
+      last_weight = static_cast<float>(std::pow(value / smallest, -beta));
+    }
+    weight[i] = last_weight;
   }
 }
 
@@ -87,7 +95,8 @@ void TokenReplay::draw_evenly(std::span<std::size_t> leaf,
                            std::to_string(*recent_steps) + " steps of each env");
   }
   RngState rng = store_.header().rng;
-  std::vector<std::uint32_t> rank(leaf.size());
+  rank_.resize(leaf.size());
+  const std::span<std::uint32_t> rank(rank_);
   for (std::uint32_t& value : rank) {
     const std::uint64_t at = std::uint64_t{first} + next_below(rng, count);
     value = static_cast<std::uint32_t>(at < all ? at : at - all);

@@ -21,7 +21,10 @@ from replay_oracle import Oracle
 from wmfast import TokenReplay
 
 STEPS_A_CALL = st.one_of(st.just(1), st.just(1), st.integers(2, 20))
-OBJECT_COUNTS = ("sampled", "updated", "skipped")  # since the object was made
+OBJECT_COUNTS = {  # since the object was made
+    *("inserts", "samples", "sampled", "mean_sample_age"),
+    *("updated", "skipped", "stale_update_share"),
+}
 
 
 class Machine(RuleBasedStateMachine):

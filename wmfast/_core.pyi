@@ -188,9 +188,36 @@ class TokenReplay:
             ValueError: a damaged file or another format version. OSError: can't be read.
         """
 
+    def __getitem__(self, index: int | npt.NDArray[np.int64] | Sequence[int]) -> Batch:
+        """The transition of an id, or those of an array of ids: no draw, no random number used.
+
+        The fields of ``sample`` without ``weight``: for an id without the batch axis, ``state``
+        (H, K) and scalars; for B ids with it. Ids are no positions: a buffer isn't iterable.
+
+        Raises:
+            IndexError: names the id that was never issued, is overwritten, or can't be drawn (a
+                final frame, or a row whose successors or history are not stored).
+            TypeError: no integer, no array of integers (slices included).
+        """
+
+    def episodes(self) -> npt.NDArray[np.void]:
+        """The stored episodes, oldest first, also those that go on: a structured array.
+
+        Fields: ``env``, ``first_id`` (of its first stored step), ``length`` (stored steps; a final
+        frame is none), ``reward`` (raw, summed over them; float64), ``terminated``, ``truncated``
+        (and not terminated), ``open`` (not ended yet), ``whole`` (its first step is stored).
+        Reads every stored row's fields: 200k rows take some milliseconds.
+        """
+
     def stats(self) -> dict[str, float]:
-        """added, stored, drawable (env steps), episodes (ends stored), sampled, updated, skipped
-        (since this object was made), max_priority, priority_sum (of priority^alpha)."""
+        """What is stored and what was done. O(1).
+
+        Stored: ``fill`` (0 to 1), ``stored``, ``drawable`` (env steps), ``episodes`` (ends stored),
+        ``max_priority``, ``priority_sum`` (of priority^alpha), ``added`` (env steps ever).
+        Since this object was made: ``inserts`` (env steps added), ``samples`` (rows drawn; also as
+        ``sampled``), ``mean_sample_age`` (env steps added between a row and its draw), ``updated``
+        and ``skipped`` (priorities), ``stale_update_share`` (skipped of both together).
+        """
 
     def __len__(self) -> int:
         """Env steps stored, over all envs."""

@@ -18,6 +18,8 @@
 //
 // Ids. Row (env, t) has the id t * num_envs + env: never repeated, ordered by time.
 //
+// Instructions. Chosen at run time (isa.hpp); every path gives the same bytes.
+//
 // Thread rule: any calls at once; a mutex makes each of them whole. Arguments are checked before
 // anything is changed: a call that throws has changed nothing. Errors are std::invalid_argument
 // (ValueError), std::out_of_range (IndexError), OutOfMemory, FileError, DamagedFile.
@@ -102,15 +104,31 @@ struct Recent {
 };
 
 struct ReplayStats {
-  std::uint64_t added = 0;     // steps ever added, over all envs
-  std::uint64_t stored = 0;    // of these still here
-  std::uint64_t drawable = 0;  // of these can be drawn
-  std::uint64_t episodes = 0;  // ends among the stored rows
-  std::uint64_t sampled = 0;   // rows drawn since this object was made
-  std::uint64_t updated = 0;   // priorities applied since this object was made
-  std::uint64_t skipped = 0;   // priorities of rows that had gone, since this object was made
-  double max_priority = 0.0;   // largest seen, what a new row gets
-  double priority_sum = 0.0;   // of priority^alpha
+  std::uint64_t added = 0;          // steps ever added, over all envs
+  std::uint64_t stored = 0;         // of these still here
+  std::uint64_t drawable = 0;       // of these can be drawn
+  std::uint64_t episodes = 0;       // ends among the stored rows
+  std::uint64_t sampled = 0;        // rows drawn since this object was made
+  std::uint64_t updated = 0;        // priorities applied since this object was made
+  std::uint64_t skipped = 0;        // priorities of rows that had gone, since this object was made
+  std::uint64_t inserts = 0;        // steps added since this object was made
+  double fill = 0.0;                // stored / capacity, 0 .. 1
+  double mean_sample_age = 0.0;     // env steps added after a row when it was drawn; 0: none drawn
+  double stale_update_share = 0.0;  // skipped / (updated + skipped); 0: none
+  double max_priority = 0.0;        // largest seen, what a new row gets
+  double priority_sum = 0.0;        // of priority^alpha
+};
+
+// A stored episode, as far as it is stored.
+struct EpisodeRecord {
+  std::int64_t env;
+  std::int64_t first_id;  // of its first stored step
+  std::int64_t length;    // stored steps; a final frame is none
+  double reward;          // raw, summed over them
+  bool terminated;
+  bool truncated;  // and not terminated
+  bool open;       // has not ended yet
+  bool whole;      // its first step is stored
 };
 
 class TokenReplay {
@@ -137,6 +155,10 @@ class TokenReplay {
   // be drawn.
   void sample(const TransitionOutput& out, double beta);
 
+  // The transitions of these ids, as `sample` would give them; `out.weight` is left alone. Throws
+  // std::out_of_range for an id never issued, overwritten, or not drawable (now).
+  void get(std::span<const std::int64_t> index, const TransitionOutput& out) const;
+
   // Draws evenly among the drawable rows; the first round(fraction * B) among the recent ones.
   // After an episode's end the last frame is repeated, mask and the rest are 0. The frame after a
   // terminated step is the final frame as it was given: emulators may return a stale one there.
@@ -154,7 +176,10 @@ class TokenReplay {
 
   std::int64_t size() const;   // stored steps, over all envs
   std::size_t nbytes() const;  // memory or file space of rows and trees
-  ReplayStats stats() const;
+  ReplayStats stats() const;   // O(1)
+
+  // The stored episodes, oldest first. O(stored rows).
+  std::vector<EpisodeRecord> episodes() const;
 
   // Fixed at construction; no lock.
   const ReplayOptions& options() const { return options_; }
@@ -163,6 +188,11 @@ class TokenReplay {
   Isa isa() const { return isa_; }
 
  private:
+  // Where a row is: its env, its step, and the ring's slot that holds it.
+  struct Place {
+    std::uint64_t env, step, slot;
+  };
+
   std::uint64_t oldest() const;  // first stored step
   bool drawable(std::uint64_t env, std::uint64_t step) const;
   bool has_successor(std::uint64_t env, std::uint64_t step) const;
@@ -171,14 +201,13 @@ class TokenReplay {
   void require_step(const StepInput& step) const;
   void write_row(const StepInput& step, std::uint64_t env);
   void apply_cut();
+  void change_bits(std::size_t row, std::uint8_t bits);
+  void episodes_of(std::uint64_t env, std::vector<EpisodeRecord>& found) const;
+  Place place_of_id(std::size_t i, std::int64_t id) const;
   void recheck(std::uint64_t env, std::uint64_t step);
   void flush_changes();
   void build_trees(bool revive);
 
-  // Where a row is: its env, its step, and the ring's slot that holds it.
-  struct Place {
-    std::uint64_t env, step, slot;
-  };
   Place place_of(std::size_t leaf) const;
   std::uint64_t slot_before(std::uint64_t slot, std::uint64_t steps) const;
   void prefetch(const Place& place) const;
@@ -207,6 +236,8 @@ class TokenReplay {
   std::optional<SumTree<double, double>> priority_tree_;  // over the store's leaves
   std::vector<double> gamma_powers_;                      // gamma^0 .. gamma^n_step
   double newest_leaf_ = 1.0;                              // max_priority^alpha
+  std::uint64_t ended_ = 0;                               // stored rows that end an episode
+  std::uint64_t inserted_ = 0;
   std::uint64_t sampled_ = 0;
   std::uint64_t sampled_age_ = 0;  // summed, in env steps
   std::uint64_t updated_ = 0;
@@ -215,6 +246,9 @@ class TokenReplay {
   std::vector<std::size_t> changed_;
   std::vector<std::uint8_t> changed_to_;
   std::vector<double> changed_leaf_;
+  // Of the draw under way.
+  std::vector<double> target_;
+  std::vector<std::uint32_t> rank_;
   std::vector<std::size_t> drawn_;
   std::vector<Place> places_;
 };
