@@ -21,7 +21,7 @@ from wmfast.envs import AtariEnvs
 from wmfast.metrics import Averager
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import StreamEncoder, Tokenizer, build_tokenizer
-from wmfast.models.world_model import build_world_model
+from wmfast.models.world_model import build_world_model, weigh_tokens
 from wmfast.replay import ReplaySampler
 from wmfast.step import Beside, Graphed, TrainStep
 from wmfast.stopwatch import Stopwatch
@@ -155,6 +155,7 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
     world_model = build_world_model(
         config.world_model, vocab_size=vocab_size, num_actions=envs.num_actions
     ).to(device)
+    weigh_tokens(world_model, config.world_model, lambda: tokenizer.codes)
     agent = DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=envs.num_actions).to(device)
 
     act = Graphed(_autocast(agent.act, agent, device), device)

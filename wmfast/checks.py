@@ -22,7 +22,12 @@ _AT_LEAST = {
     "tokenizer.residual_blocks": 0,
     "world_model.warmup_updates": 0,
 }  # every other whole number: 1
-_AT_MOST = {"seed": 2**63 - 1, "tokenizer.codebook_size": 65_536, "agent.n_step": 1_000}
+_AT_MOST = {
+    "seed": 2**63 - 1,
+    "tokenizer.codebook_size": 65_536,
+    "agent.n_step": 1_000,
+    "world_model.rollout_steps": 100,
+}
 _FRACTIONS = {
     "env.sticky",
     "tokenizer.ema_decay",
@@ -30,6 +35,9 @@ _FRACTIONS = {
     "world_model.decay_share",
     "world_model.dropout",
     "world_model.recent_fraction",
+    "world_model.rollout_share",
+    "world_model.rollout_start",
+    "world_model.teacher_forcing",
     "agent.gamma",
     "agent.tau",
     "agent.alpha",
@@ -37,7 +45,14 @@ _FRACTIONS = {
     "agent.epsilon_end",
     "agent.epsilon_share",
 }
-_MAY_BE_ZERO = {"world_model.weight_decay", "tokenizer.foreground_weight", "tokenizer.commitment"}
+_MAY_BE_ZERO = {
+    "world_model.weight_decay",
+    "world_model.motion_weight",
+    "world_model.eventness_weight",
+    "world_model.persistence_weight",
+    "tokenizer.foreground_weight",
+    "tokenizer.commitment",
+}
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -74,9 +89,13 @@ def check(config: Config) -> None:
         config.env.num_envs * (4 + config.agent.n_step),
         config.agent.batch_size,
         config.world_model.batch_size,
+        config.world_model.rollout_batch_size if config.world_model.rollout_steps > 1 else 0,
     )
     if warmup < few:
         raise UserError(f"--loop.warmup-steps {warmup}: must be at least {few}, to draw from")
+    cap = config.world_model.importance_cap
+    if cap < 1:
+        raise UserError(f"--world-model.importance-cap {cap}: must be at least 1")
     if capacity < warmup:
         raise UserError(f"--loop.replay-capacity {capacity}: must hold the warm-up ({warmup})")
     _check_networks(config)

@@ -97,6 +97,26 @@ class WorldModelConfig:
     """Length of the recency window, in env steps."""
     recent_fraction: float = 0.5
     """Fraction of the batch drawn from the recency window."""
+    rollout_steps: int = 1
+    """Steps of a rollout on the model's own predictions; 1: every update is one-step."""
+    rollout_share: float = 0.5
+    """Share of the updates that are rollouts (with `rollout_steps` above 1)."""
+    rollout_start: float = 0.0
+    """Share of the run's updates that come before the first rollout."""
+    rollout_batch_size: int = 16
+    """Segments a rollout update."""
+    teacher_forcing: float = 0.1
+    """Probability that a rollout goes on from the real frame in place of the predicted one."""
+    step_discount: float = 0.7
+    """Weight of a rollout's step over that of the step before."""
+    motion_weight: float = 0.0
+    """Token importance: scale of motion (distance between a cell's codes); 0: off."""
+    eventness_weight: float = 0.0
+    """Token importance: scale of motion above its running level; 0: off."""
+    persistence_weight: float = 0.0
+    """Token importance: scale of motion in every frame of the history; 0: off."""
+    importance_cap: float = 6.0
+    """Largest token weight, in medians."""
 
 
 @dataclass(frozen=True)
@@ -227,11 +247,21 @@ PRESETS: dict[str, Config] = {
     ),
     # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
     "v3": Config(preset="v3", tokenizer=TokenizerConfig(kind="vqvae")),
-    # The second seed: 32 codes, 10 layers of 8 heads, next tokens only.
+    # The second seed: 32 codes, 10 layers of 8 heads, next tokens only, half of it in rollouts.
     "v2": Config(
         preset="v2",
         tokenizer=TokenizerConfig(kind="vqvae", codebook_size=32),
-        world_model=WorldModelConfig(heads=8, layers=10, reward_done_heads=False, batch_size=8),
+        world_model=WorldModelConfig(
+            heads=8,
+            layers=10,
+            reward_done_heads=False,
+            batch_size=8,
+            rollout_steps=5,
+            rollout_batch_size=8,
+            motion_weight=2.0,
+            eventness_weight=2.0,
+            persistence_weight=1.0,
+        ),
     ),
     # The fast architecture for 100k env steps on one GPU.
     "atari100k": Config(

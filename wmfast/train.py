@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,16 +102,20 @@ def train_agent(parts: Parts) -> None:
 def train_world_model(parts: Parts) -> None:
     """Begin one update on segments of which a fraction is drawn from the newest env steps.
 
-    It runs beside the agent's updates; `Parts.settle` waits for it, as the next one does.
+    It is one-step or a rollout, and runs beside the agent's updates; `Parts.settle` waits for it,
+    as the next one does.
     """
     config = parts.config.world_model
     parts.settle()
     with parts.clock("world_model"):
         planned = (parts.config.steps - parts.config.loop.warmup_steps) // config.every
-        rate = learning_rate(parts.counters.world_model_updates, planned, config)
-        parts.world_model_step.set_learning_rate(rate)
+        update = parts.counters.world_model_updates
+        parts.world_model_step.set_learning_rate(learning_rate(update, planned, config))
         recent = (config.recent_steps, config.recent_fraction)
-        batch = parts.sampler.segments(config.batch_size, 1, recent=recent)
+        size, steps = config.batch_size, 1
+        if is_rollout(update, planned, config):
+            size, steps = config.rollout_batch_size, config.rollout_steps
+        batch = parts.sampler.segments(size, steps, recent=recent)
         parts.beside.start(lambda: parts.world_model_step(batch))
     parts.counters.world_model_updates += 1
 
@@ -125,6 +130,15 @@ def learning_rate(update: int, planned: int, config: WorldModelConfig) -> float:
     left = max(0.0, 1 - update / max(1, planned))
     fall = max(_LAST_RATE, left / config.decay_share) if config.decay_share else 1.0
     return config.learning_rate * min(1.0, rise, fall)
+
+
+def is_rollout(update: int, planned: int, config: WorldModelConfig) -> bool:
+    """Whether the world model's next update is a rollout: an even spread of `rollout_share`."""
+    if config.rollout_steps == 1 or update < config.rollout_start * planned:
+        return False
+    return math.floor((update + 1) * config.rollout_share) > math.floor(
+        update * config.rollout_share
+    )
 
 
 def train_world_model_first(

@@ -22,15 +22,16 @@ from wmfast.models.prediction import (
     COPY_LOGIT_INIT,
     Prediction,
     RewardDoneHeads,
+    Target,
     WorldModel,
-    one_step,
     token_loss,
 )
 from wmfast.models.token_embedding import TokenEmbedding
 from wmfast.models.transformer import SpatialPosition
-from wmfast.types import GRID_HW, HISTORY, TOKENS_PER_FRAME, Metrics, Segments
+from wmfast.types import GRID_HW, HISTORY, TOKENS_PER_FRAME, Metrics
 
 LOSS_CELLS = TOKENS_PER_FRAME // 7  # cells a frame in the loss; about 13 of 336 change in MsPacman
+ROLL_CELLS = 2 * LOSS_CELLS  # cells a frame whose token is looked up as a rollout goes on
 
 
 class ResidualBlock(nn.Module):
@@ -80,11 +81,14 @@ class ConvWorldModel(WorldModel):
         With ``cell_m`` (int64, indices into the B * 336 cells) only those tokens are predicted: the
         token fields of the answer have shape (M, ...).
         """
-        y_bkd = self._features(history_btk, action_b)
+        return self._predict(self._features(history_btk, action_b), history_btk[:, -1], cell_m)
+
+    def _predict(
+        self, y_bkd: Tensor, last_bk: Tensor, cell_m: Tensor | None = None, *, events: bool = True
+    ) -> Prediction:
         sign_bc = magnitude_b = done_b = None
-        if self.reward_done is not None:
+        if self.reward_done is not None and events:
             sign_bc, magnitude_b, done_b = self.reward_done(self._pool(y_bkd))
-        last_bk = history_btk[:, -1]
         if cell_m is not None:
             y_bkd, last_bk = y_bkd.flatten(0, 1)[cell_m], last_bk.flatten()[cell_m]
         return Prediction(
@@ -115,14 +119,33 @@ class ConvWorldModel(WorldModel):
         event_bkd = F.gelu(self.event(y_bkd.detach()))
         return torch.cat([event_bkd.amax(dim=1), event_bkd.mean(dim=1)], dim=-1)
 
-    def loss(self, batch: Segments) -> tuple[Tensor, Metrics]:
-        """As ``WorldModel.loss``, its token figures estimated from a sample of the cells."""
-        history_btk, action_b, target_bk, weight_bk = one_step(batch)
-        changed_bk = target_bk != history_btk[:, -1]
-        cell_m, weight_m = sample_cells(changed_bk, weight_bk, len(target_bk) * LOSS_CELLS)
-        prediction: Prediction = self(history_btk, action_b, cell_m)
-        loss, metrics = token_loss(prediction, target_bk.flatten()[cell_m], weight_m)
-        return self.add_event_losses(loss, metrics, prediction, batch)
+    def step_loss(
+        self, history_btk: Tensor, action_b: Tensor, target: Target, *, rolls_on: bool
+    ) -> tuple[Tensor, Metrics, Prediction, Tensor | None]:
+        """As ``WorldModel.step_loss``, its token figures estimated from a sample of the cells."""
+        y_bkd = self._features(history_btk, action_b)
+        last_bk = history_btk[:, -1]
+        count = len(last_bk) * LOSS_CELLS
+        cells = sample_cells(target.token_bk != last_bk, target.count_bk(), count)
+        prediction = self._predict(y_bkd, last_bk, cells[0])
+        loss, metrics = token_loss(prediction, target, cells)
+        with torch.no_grad():
+            token_bk = self._likeliest(y_bkd, last_bk) if rolls_on else None
+        return loss, metrics, prediction, token_bk
+
+    def _likeliest(self, y_bkd: Tensor, last_bk: Tensor) -> Tensor:
+        """``Prediction.tokens()`` of all cells, the head run on the cells least sure of a copy.
+
+        A cell that copies with probability over a half copies. Where more than `ROLL_CELLS` of a
+        frame don't, the surest of these copy too.
+        """
+        if self.copy is None:
+            return self._predict(y_bkd, last_bk).tokens()
+        y_md, last_m = y_bkd.flatten(0, 1), last_bk.flatten()
+        copy_m = self.copy(y_md).squeeze(-1)
+        cell_m = copy_m.topk(len(last_bk) * ROLL_CELLS, largest=False, sorted=False).indices
+        token_m = self._predict(y_bkd, last_bk, cell_m, events=False).tokens()
+        return last_m.scatter(0, cell_m, token_m).view_as(last_bk)
 
 
 def sample_cells(changed_bk: Tensor, weight_bk: Tensor, count: int) -> tuple[Tensor, Tensor]:

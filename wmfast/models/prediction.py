@@ -13,6 +13,7 @@ which is finite for every finite z and s.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -116,67 +117,136 @@ class WorldModel(nn.Module):
 
     Attributes:
         done_weight: weight of the rare positives of the done head.
+        teacher_forcing: how often a step of a rollout is followed by the real frame.
+        step_discount: weight of a rollout's step over that of the step before.
+        importance: weights of the target tokens from all frames (B, T + S, K) and S; None: all 1.
     """
 
     done_weight: float
+    teacher_forcing: float = 0.1
+    step_discount: float = 0.7
+    importance: Callable[[Tensor, int], Tensor] | None = None
 
     def forward(self, history_btk: Tensor, action_b: Tensor) -> Prediction:
         """Predict the frame after ``history_btk`` (int64 (B, 4, 336)) and ``action_b`` (B,)."""
         raise NotImplementedError
 
     def loss(self, batch: Segments) -> tuple[Tensor, Metrics]:
-        """One-step loss on the first step of each segment.
+        """Loss over the S steps of each segment, rolled out on the model's own answers.
+
+        The first step sees real frames. After each step the likeliest tokens (of one row in
+        ``1 / teacher_forcing`` the real ones) become the newest frame of the history, so that the
+        model learns to go on from its own mistakes; no gradient passes through that choice. The
+        steps' losses are averaged with weights ``step_discount``^i. S = 1 is plain prediction.
 
         Masked rows count nowhere. Of a step that ended the episode only reward and done count:
         the frame that the emulator returns with it is a stale copy, never a target.
 
         Returns:
-            The scalar to minimise and detached metrics: ``token_loss`` (nats a token),
-            ``token_accuracy``, ``copy_accuracy`` (that of repeating the last frame),
-            ``changed_accuracy`` (of tokens that differ from it), ``reward_loss``, ``done_loss``.
+            The scalar to minimise and detached metrics, unweighted, of the first step:
+            ``token_loss`` (nats a token), ``token_accuracy``, ``copy_accuracy`` (that of repeating
+            the last frame), ``changed_accuracy`` (of tokens that differ from it), ``reward_loss``,
+            ``done_loss``; with S > 1 also the tokens' figures of the last step as ``rollout_...``,
+            against the real frame before.
         """
-        history_btk, action_b, target_bk, weight_bk = one_step(batch)
-        prediction: Prediction = self(history_btk, action_b)
-        loss, metrics = token_loss(prediction, target_bk, weight_bk)
-        return self.add_event_losses(loss, metrics, prediction, batch)
+        assert batch.tokens_bsk.shape[-1] == TOKENS_PER_FRAME, batch.tokens_bsk.shape
+        steps = batch.action_bs.shape[1]
+        frames = batch.tokens_bsk.shape[1] - steps  # T
+        history_btk = batch.tokens_bsk[:, :frames]
+        importance_bsk = self.importance(batch.tokens_bsk, steps) if self.importance else None
+        losses, discounts, metrics = [], [], {}
+        for step in range(steps):
+            target = Target(
+                token_bk=batch.tokens_bsk[:, frames + step],
+                before_bk=batch.tokens_bsk[:, frames + step - 1],
+                row_b=batch.mask_bs[:, step] & ~batch.terminated_bs[:, step],
+                importance_bk=None if importance_bsk is None else importance_bsk[:, step],
+            )
+            rolls_on = step + 1 < steps
+            loss, found, prediction, token_bk = self.step_loss(
+                history_btk, batch.action_bs[:, step], target, rolls_on=rolls_on
+            )
+            loss, found = self._add_event_losses(loss, found, prediction, batch, step)
+            losses.append(loss)
+            discounts.append(self.step_discount**step)
+            if step == 0:
+                metrics = found
+            elif not rolls_on:
+                metrics = metrics | _of_rollout(found)
+            if token_bk is not None:
+                draw_b1 = torch.rand(len(token_bk), 1, device=token_bk.device)
+                token_bk = torch.where(draw_b1 < self.teacher_forcing, target.token_bk, token_bk)
+                history_btk = torch.cat([history_btk[:, 1:], token_bk[:, None]], dim=1)
+        total = sum(d * loss for d, loss in zip(discounts, losses, strict=True))
+        return torch.as_tensor(total) / sum(discounts), metrics
 
-    def add_event_losses(
-        self, loss: Tensor, metrics: Metrics, prediction: Prediction, batch: Segments
+    def step_loss(
+        self, history_btk: Tensor, action_b: Tensor, target: Target, *, rolls_on: bool
+    ) -> tuple[Tensor, Metrics, Prediction, Tensor | None]:
+        """Token loss of one step, its metrics, the prediction and, if it rolls on, its tokens."""
+        prediction: Prediction = self(history_btk, action_b)
+        loss, metrics = token_loss(prediction, target)
+        with torch.no_grad():
+            return loss, metrics, prediction, prediction.tokens() if rolls_on else None
+
+    def _add_event_losses(
+        self, loss: Tensor, metrics: Metrics, prediction: Prediction, batch: Segments, step: int
     ) -> tuple[Tensor, Metrics]:
         """Add the losses of the reward and done heads, if the model has them."""
         if prediction.done_logit_b is None:
             return loss, metrics
-        step_b = batch.mask_bs[:, 0]
-        reward = reward_loss(prediction, batch.reward_bs[:, 0], step_b)
-        done = done_loss(prediction, batch.terminated_bs[:, 0], step_b, self.done_weight)
+        row_b = batch.mask_bs[:, step]
+        reward = reward_loss(prediction, batch.reward_bs[:, step], row_b)
+        done = done_loss(prediction, batch.terminated_bs[:, step], row_b, self.done_weight)
         metrics = metrics | {"reward_loss": reward.detach(), "done_loss": done.detach()}
         return loss + reward + done, metrics
 
 
-def one_step(batch: Segments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """History (B, T, K), action (B,), target tokens (B, K) and their weights (B, K), 1.0 or 0.0."""
-    assert batch.tokens_bsk.shape[-1] == TOKENS_PER_FRAME, batch.tokens_bsk.shape
-    history = batch.tokens_bsk.shape[1] - batch.action_bs.shape[1]
-    target_bk = batch.tokens_bsk[:, history]
-    row_b1 = batch.mask_bs[:, :1] & ~batch.terminated_bs[:, :1]
-    weight_bk = row_b1.float().expand_as(target_bk)
-    return batch.tokens_bsk[:, :history], batch.action_bs[:, 0], target_bk, weight_bk
+def _of_rollout(metrics: Metrics) -> Metrics:
+    kept = {"token_loss": "loss", "token_accuracy": "accuracy"}
+    kept |= {name: name for name in ("copy_accuracy", "changed_accuracy")}
+    return {f"rollout_{name}": metrics[key] for key, name in kept.items()}
+
+
+class Target(NamedTuple):
+    """What a step should have given, over all cells (B, K), or (M,) cells that were chosen."""
+
+    token_bk: Tensor  # int64 (B, K) the real next frame
+    before_bk: Tensor  # int64 (B, K) the real frame before it: the copy baseline
+    row_b: Tensor  # bool (B,) the step counts
+    importance_bk: Tensor | None  # float32 (B, K) weights of the loss; None: all 1
+
+    def count_bk(self) -> Tensor:
+        """Float32 (B, K), 1 or 0: the cells that count."""
+        return self.row_b[:, None].float().expand_as(self.token_bk)
 
 
 def token_loss(
-    prediction: Prediction, target_bk: Tensor, weight_bk: Tensor
+    prediction: Prediction, target: Target, cells: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Metrics]:
-    """Weighted mean of the tokens' negative log-likelihood, and metrics under the same weights."""
-    nll_bk, right_bk = prediction.score(target_bk)
-    same_bk = target_bk == prediction.last_bk
-    loss = weighted_mean(nll_bk, weight_bk)
+    """Weighted mean of the tokens' negative log-likelihood, and metrics that count them evenly.
+
+    ``cells``: indices (M,) into the B * K cells that ``prediction`` holds, and their weights.
+    """
+    token_bk, before_bk, importance_bk = target.token_bk, target.before_bk, target.importance_bk
+    if cells is None:
+        count_bk = target.count_bk()
+    else:
+        cell_m, count_bk = cells
+        token_bk, before_bk = token_bk.flatten()[cell_m], before_bk.flatten()[cell_m]
+        importance_bk = None if importance_bk is None else importance_bk.flatten()[cell_m]
+    nll_bk, right_bk = prediction.score(token_bk)
+    same_bk = token_bk == before_bk
+    plain = weighted_mean(nll_bk, count_bk)
     metrics = {
-        "token_loss": loss.detach(),
-        "token_accuracy": weighted_mean(right_bk, weight_bk),
-        "copy_accuracy": weighted_mean(same_bk, weight_bk),
-        "changed_accuracy": weighted_mean(right_bk, weight_bk * ~same_bk),
+        "token_loss": plain.detach(),
+        "token_accuracy": weighted_mean(right_bk, count_bk),
+        "copy_accuracy": weighted_mean(same_bk, count_bk),
+        "changed_accuracy": weighted_mean(right_bk, count_bk * ~same_bk),
     }
-    return loss, metrics
+    if importance_bk is None:
+        return plain, metrics
+    return weighted_mean(nll_bk, count_bk * importance_bk), metrics
 
 
 def reward_loss(prediction: Prediction, reward_b: Tensor, row_b: Tensor) -> Tensor:
