@@ -30,7 +30,8 @@ ARROWS: dict[str, set[str]] = {
     "step": {"types"},
     "collect": {"wmfast", "replay", "envs", "token_history", "types", "stopwatch"},
     "evaluate": {"envs", "games", "token_history", "types", "config"},
-    "gold": {"models", "types"},
+    "quality": {"models", "types"},
+    "open_loop": {"models", "types", "quality"},
 }
 # Of other packages, beside the standard library; parts without a row may import any.
 THIRD_PARTY: dict[str, set[str]] = {

@@ -6,11 +6,11 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import tyro
 
@@ -22,7 +22,7 @@ _INTERRUPTED = 130  # as a shell reports SIGINT
 _USAGE = """usage: wmfast {train,eval,dream,report} ...
 
   train   learn a game: tokenizer, world model and agent
-  eval    play full games with a trained agent and score them
+  eval    score a trained agent in full games, or a world model on frozen held-out steps
   dream   a GIF of a real game beside the world model's dream of it
   report  scores of many runs: seeds, intervals, aggregates, published agents beside
 
@@ -31,10 +31,16 @@ wmfast <command> --help says more."""
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play full games with the agent of a run, all at once, and score them."""
+    """Score the agent of a run (--run-dir) in full games, or its world model (--world-model)."""
 
-    run_dir: Path
-    """Folder of the run; its latest checkpoint plays."""
+    run_dir: Path | None = None
+    """Folder of the run; its latest checkpoint plays full games, all at once."""
+    world_model: Path | None = None
+    """Folder of the run whose world model is judged on frozen, held-out steps."""
+    tier: Literal["canary", "fast", "gold"] = "fast"
+    """How many of them: 500, 6000, all (--world-model)."""
+    gold: Path | None = None
+    """`gold_indices.json` of another run with the same tokenizer (--world-model)."""
     episodes: int = 10
     """Games."""
     epsilon: float = 0.0
@@ -130,26 +136,51 @@ def _train(arguments: list[str]) -> None:
 
 def _eval(arguments: list[str]) -> None:
     options = parse(EvalOptions, arguments, "wmfast eval")
+    if (options.run_dir is None) == (options.world_model is None):
+        raise UserError(
+            "wmfast eval needs --run-dir RUN (the agent) or --world-model RUN, not both"
+        )
+    if options.world_model is not None:
+        _eval_world_model(options.world_model, options)
+    elif options.run_dir is not None:
+        _eval_agent(options.run_dir, options)
+
+
+def _eval_agent(run_dir: Path, options: EvalOptions) -> None:
     from wmfast.trained import evaluate_run
 
     evaluation = evaluate_run(
-        options.run_dir,
+        run_dir,
         episodes=options.episodes,
         epsilon=options.epsilon,
         sticky=options.sticky,
         seed=options.seed,
     )
     result = evaluation.as_json()
-    if options.json is not None:
-        from wmfast.disk import one_line_errors, write_atomic
-
-        with one_line_errors("write", options.json):
-            write_atomic(options.json, json.dumps(result, indent=1).encode())
+    _write_json(options.json, result)
     normalised = result["human_normalised"]
     human = "" if normalised is None else f", human-normalised {normalised:.3f}"
     scores = " ".join(f"{score:g}" for score in result["scores"])
     print(f"{result['mean']:.1f} +- {result['std']:.1f} over {options.episodes} games{human}")
     print(f"scores: {scores}")
+
+
+def _eval_world_model(run_dir: Path, options: EvalOptions) -> None:
+    from wmfast.gold import as_text
+    from wmfast.trained import evaluate_world_model
+
+    result = evaluate_world_model(run_dir, tier=options.tier, gold=options.gold)
+    _write_json(options.json, result)
+    print(as_text(result))
+
+
+def _write_json(path: Path | None, result: Mapping[str, object]) -> None:
+    if path is None:
+        return
+    from wmfast.disk import one_line_errors, write_atomic
+
+    with one_line_errors("write", path):
+        write_atomic(path, json.dumps(result, indent=1).encode())
 
 
 def _dream(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,29 +13,38 @@ from wmfast.closing import Summary
 from wmfast.disk import one_line_errors, write_atomic
 from wmfast.evaluate import Evaluation, play
 from wmfast.games import RANDOM_HUMAN
-from wmfast.gold import world_model_quality
+from wmfast.gold_bank import GoldBank, save_bank
 from wmfast.media import save_curves, save_dream_gif, save_reconstructions
 from wmfast.metrics import METRICS_FILE, MetricsLog, read_metrics
 from wmfast.model_file import save_model
 from wmfast.models.tokenizer import tokenizer_quality
 from wmfast.progress import Reporter
+from wmfast.quality import world_model_quality
 from wmfast.recording import Frames, Recording
 from wmfast.rundir import RunDir
+from wmfast.selection import keep_best, put_aside
 
 EXPLORING = 0.01  # a greedy policy can be stuck in a deterministic game: reported beside it
 MID_RUN_STEPS = 5_000  # a greedy policy that is stuck would play 27,000 steps of nothing
 _HELD_OUT_STEPS = 800  # of each evaluation game, for the world model's held-out figures
 _HELD_OUT_BATCHES, _HELD_OUT_BATCH = 24, 128
+_BANK_EXPLORES = 0.05  # greedy games of one policy are one to three distinct paths
 _SHOWN_FRAMES = 8
 DREAM_START, DREAM_STEPS, DREAM_REFRESH = 150, 50, 5
 
 
 def evaluate(
-    parts: Parts, log: MetricsLog, reporter: Reporter, *, max_steps: int | None = MID_RUN_STEPS
+    parts: Parts,
+    run: RunDir,
+    log: MetricsLog,
+    reporter: Reporter,
+    *,
+    max_steps: int | None = MID_RUN_STEPS,
 ) -> tuple[Evaluation, Recording]:
     """Greedy games, all at once, and the world model's quality on what they showed.
 
-    Within a run a game is cut off after `max_steps`; None plays it to its end.
+    The world model is put aside: the run's end keeps the best. Within a run a game is cut off after
+    `max_steps`; None plays it to its end.
     """
     config, counters = parts.config, parts.counters
     parts.settle()
@@ -49,6 +59,7 @@ def evaluate(
         segments = recording.segments(_HELD_OUT_BATCHES, _HELD_OUT_BATCH, parts.device)
         quality = world_model_quality(parts.world_model, segments)
     counters.world_model_quality = quality
+    put_aside(parts, run)
     counters.evaluations.append({"env_step": counters.env_step, **evaluation.as_json()})
     values = {f"world_model/heldout/{key}": value for key, value in quality.items()}
     reporter.update(log.log(*parts.position(), {**values, **_score("greedy", evaluation)}))
@@ -58,11 +69,13 @@ def evaluate(
 def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Summary:
     """Final evaluations, pictures, model files, ``result.json`` and the closing summary."""
     config = parts.config
-    reporter.phase("evaluating", total=2, unit="policies")
-    greedy, recording = evaluate(parts, log, reporter, max_steps=None)
+    reporter.phase("evaluating", total=3, unit="policies")
+    greedy, recording = evaluate(parts, run, log, reporter, max_steps=None)
     reporter.advance(1)
     with parts.clock("evaluation"):
         exploring = _play(parts, EXPLORING, None, None)
+    reporter.advance(1)
+    gold = keep_best(parts, run, freeze_bank(parts, run))
     reporter.advance(1)
     assert greedy.frames is not None
     film = torch.from_numpy(greedy.frames).to(parts.device)
@@ -93,19 +106,40 @@ def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Su
         seconds=parts.clock.seconds(),
         pictures=pictures,
     )
-    _save_result(summary, played, run)
+    _save_result(summary, played, gold, run)
     return summary
 
 
+def freeze_bank(parts: Parts, run: RunDir) -> GoldBank:
+    """Games of the agent, exploring a little, that nothing trains on; written to the run folder."""
+    config = parts.config
+    recording = Recording(
+        config.loop.eval_episodes,
+        _HELD_OUT_STEPS,
+        vocab_size=config.tokenizer.codebook_size,
+        seed=config.seed,
+    )
+    _play(parts, _BANK_EXPLORES, recording, _HELD_OUT_STEPS, seed=config.seed + 1)
+    bank = recording.bank(
+        config.game, parts.tokenizer.codes, parts.envs.num_actions, seed=config.seed
+    )
+    save_bank(run.path, bank)
+    return bank
+
+
 def _play(
-    parts: Parts, epsilon: float, recording: Recording | None, max_steps: int | None
+    parts: Parts,
+    epsilon: float,
+    recording: Recording | None,
+    max_steps: int | None,
+    seed: int | None = None,
 ) -> Evaluation:
     return play(
         parts.act,
         parts.config.game,
         parts.config.env,
         encode=parts.encode,
-        seed=parts.config.seed,
+        seed=parts.config.seed if seed is None else seed,
         episodes=parts.config.loop.eval_episodes,
         epsilon=epsilon,
         device=parts.device,
@@ -149,26 +183,18 @@ def _draw(parts: Parts, run: RunDir, film: Frames, recording: Recording) -> dict
 
 
 def _save_models(parts: Parts, run: RunDir) -> None:
-    """One file each: what ``--vqvae`` and ``--wm`` of another run take."""
+    """Tokenizer and agent, one file each; the world model's was kept by `keep_best`."""
     config = parts.config
     meta = {"game": config.game, "env_step": parts.counters.env_step, "seed": config.seed}
-    folder = run.path / "models"
-    with one_line_errors("make", folder):
-        folder.mkdir(exist_ok=True)
     save_model(
-        folder / "tokenizer.safetensors", parts.tokenizer, "tokenizer", config.tokenizer, meta
+        run.models / "tokenizer.safetensors", parts.tokenizer, "tokenizer", config.tokenizer, meta
     )
-    save_model(
-        folder / "world_model.safetensors",
-        parts.world_model,
-        "world_model",
-        config.world_model,
-        meta,
-    )
-    save_model(folder / "agent.safetensors", parts.agent, "agent", config.agent, meta)
+    save_model(run.models / "agent.safetensors", parts.agent, "agent", config.agent, meta)
 
 
-def _save_result(summary: Summary, played: dict[str, float], run: RunDir) -> None:
+def _save_result(
+    summary: Summary, played: dict[str, float], gold: dict[str, Any], run: RunDir
+) -> None:
     result = {
         "game": summary.game,
         "preset": summary.preset,
@@ -179,6 +205,7 @@ def _save_result(summary: Summary, played: dict[str, float], run: RunDir) -> Non
         "tokenizer_held_out": summary.tokenizer,
         "tokenizer_played": played,
         "world_model_held_out": summary.world_model,
+        "world_model_gold": gold,
         "seconds": summary.seconds,
     }
     path = run.path / "result.json"

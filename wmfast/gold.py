@@ -1,123 +1,178 @@
-"""How good a world model is on segments that it never trained on, beside the copy baseline.
+"""The gold evaluation: every figure of a world model on a tier of a frozen bank.
 
-On most Atari frames over 95 % of the tokens do not change, so plain accuracy says little: repeating
-the last frame has the same. Accuracy on the CHANGED tokens is the figure to read.
+one_step             accuracy, likelihood and events of the next frame (``quality.py``)
+horizons             dreams of 1, 5 and 10 steps beside the copy baseline (``open_loop.py``)
+action_sensitivity   KL between the answers to two actions, nats a frame
+mirror_consistency   in games that look alike in a mirror: tokens on which "predict, then mirror"
+                     and "mirror, then predict" agree, where one of them says that they change
+psnr_moving          dB between decoded dreams and decoded real frames, on the pixels that
+                     differ from the last frame seen, at 5 and 10 steps; beside the copy's
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wmfast.models.prediction import Prediction, WorldModel
-from wmfast.types import Segments
+from wmfast.gold_bank import HORIZON, GoldBank, Tier
+from wmfast.imagine import imagine
+from wmfast.models.prediction import WorldModel
+from wmfast.models.tokenizer import Tokenizer
+from wmfast.open_loop import SETS, action_sensitivity, open_loop_quality
+from wmfast.quality import ratio, world_model_quality
+from wmfast.types import HISTORY, Segments
+
+# Where left and right differ by name only: walls, paddles and shots, but for score and colours.
+MIRROR_GAMES = frozenset(
+    {"breakout", "space_invaders", "demon_attack", "assault", "carnival", "phoenix", "galaxian"}
+)
+_SHOWN = 8  # batches that are decoded or mirrored: pixels cost more than tokens
+_PSNR_HORIZONS = (5, 10)
 
 
-def world_model_quality(world_model: WorldModel, batches: Iterable[Segments]) -> dict[str, float]:
-    """One-step quality on the first step of each segment.
-
-    Token figures leave out the frames of steps that ended an episode (stale copies); reward and
-    done figures include those steps. Masked steps count nowhere. A ratio without cases is 0.
+def gold_evaluation(
+    world_model: WorldModel,
+    tokenizer: Tokenizer,
+    bank: GoldBank,
+    tier: Tier,
+    action_meanings: Sequence[str],
+) -> dict[str, Any]:
+    """All figures of a tier; the same weights and files give the same, to the digit.
 
     Args:
-        world_model: put into eval mode for the call.
-        batches: held-out segments on the model's device.
+        world_model, tokenizer: on one device; in eval mode for the call.
+        bank: whose tokens are this tokenizer's.
+        action_meanings: the emulator's names of the model's actions (``LEFT``).
 
     Returns:
-        ``accuracy``, ``changed_accuracy`` and ``static_accuracy`` (tokens that do and do not differ
-        from the last frame), ``nll`` (nats a token); ``copy_accuracy``, ``copy_changed_accuracy``,
-        ``copy_static_accuracy`` and ``copy_nll`` of repeating the last frame (for the likelihood,
-        with its error rate spread evenly over the other codes); ``reward_precision`` and
-        ``reward_recall`` of predicting a non-zero reward, ``done_precision`` and ``done_recall`` of
-        a probability over a half (models with these heads); ``tokens``, ``changed_tokens``,
-        ``steps``, ``rewards``, ``ends``: how many cases there were.
-
-    Raises:
-        ValueError: there is no batch.
+        The figures of the module's docstring, ``tier`` and ``steps`` (how many are judged);
+        ``mirror_consistency`` is None in games without a mirror.
     """
-    was_training = world_model.training
-    world_model.eval()
-    total: Tensor | None = None
-    vocab_size, has_heads = 0, False
-    with torch.no_grad():
-        for batch in batches:
-            history = batch.tokens_bsk.shape[1] - batch.action_bs.shape[1]
-            prediction = world_model(batch.tokens_bsk[:, :history], batch.action_bs[:, 0])
-            counts = torch.stack(
-                _token_counts(prediction, batch) + _event_counts(prediction, batch)
+    device = tokenizer.codes.device
+
+    def batches(most: int | None = None) -> Iterable[Segments]:
+        for number, batch in enumerate(bank.segments(tier)):
+            if number == most:
+                return
+            yield Segments(*(field.to(device) for field in batch))
+
+    result: dict[str, Any] = {"tier": tier, "steps": len(bank.tiers[tier])}
+    result["one_step"] = world_model_quality(world_model, batches())
+    result["horizons"] = open_loop_quality(world_model, batches())
+    actions = len(action_meanings)
+    result["action_sensitivity"] = action_sensitivity(world_model, batches(_SHOWN), actions)
+    mirror = mirrored_actions(action_meanings) if bank.game in MIRROR_GAMES else None
+    result["mirror_consistency"] = (
+        mirror_consistency(world_model, mirror_tokens(tokenizer), batches(_SHOWN), mirror)
+        if mirror is not None
+        else None
+    )
+    result["psnr_moving"] = psnr_moving(world_model, tokenizer, batches(_SHOWN))
+    return result
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The figures as lines for a terminal."""
+    one_step, horizons = result["one_step"], result["horizons"]
+    lines = [f"{result['tier']}: {result['steps']} held-out steps; the copy baseline in brackets"]
+    lines.append(f"{'tokens right':<14}" + "".join(f"{name:>18}" for name in SETS))
+    for horizon, quality in horizons.items():
+        cells = (
+            f"{100 * of['accuracy']:.1f} ({100 * of['copy_accuracy']:.1f}) %"
+            for of in (quality[name] for name in SETS)
+        )
+        lines.append(f"after {horizon:>2} steps" + " " + "".join(f"{cell:>18}" for cell in cells))
+    for event in ("reward", "done"):
+        if f"{event}_recall" in one_step:
+            precision, recall = (one_step[f"{event}_{name}"] for name in ("precision", "recall"))
+            cases = one_step["rewards" if event == "reward" else "ends"]
+            lines.append(
+                f"{event}: precision {100 * precision:.0f} %, recall {100 * recall:.0f} % "
+                f"of {cases:.0f}"
             )
-            total = counts if total is None else total + counts
-            vocab_size = prediction.logits_bkv.shape[-1]
-            has_heads = prediction.done_logit_b is not None
-    world_model.train(was_training)
-    if total is None:
-        raise ValueError("batches is empty: at least one batch of segments is needed")
-    return _quality(total.tolist(), vocab_size, has_heads)
+    for horizon, psnr in result["psnr_moving"].items():
+        dream, copied = ("-" if x is None else f"{x:.1f}" for x in (psnr["dream"], psnr["copy"]))
+        lines.append(f"moving pixels after {horizon} steps: {dream} ({copied}) dB")
+    lines.append(f"action sensitivity: {result['action_sensitivity']:.2f} nats a frame")
+    if result["mirror_consistency"] is not None:
+        lines.append(f"mirror consistency: {100 * result['mirror_consistency']:.1f} %")
+    return "\n".join(lines)
 
 
-def _token_counts(prediction: Prediction, batch: Segments) -> list[Tensor]:
-    """Float64 scalars: tokens, changed, right, right and changed, summed -log p."""
-    target_bk = batch.tokens_bsk[:, -batch.action_bs.shape[1]]
-    row_b1 = batch.mask_bs[:, :1] & ~batch.terminated_bs[:, :1]
-    counts_bk = row_b1.expand_as(target_bk)
-    changed_bk = counts_bk & (target_bk != prediction.last_bk)
-    right_bk = counts_bk & (prediction.tokens() == target_bk)
-    nll_bk = torch.where(counts_bk, prediction.score(target_bk)[0], 0.0)
-    parts = [counts_bk, changed_bk, right_bk, right_bk & changed_bk, nll_bk]
-    return [part.sum(dtype=torch.float64) for part in parts]
+def mirrored_actions(meanings: Sequence[str]) -> list[int] | None:
+    """For each action the one with left and right exchanged; None where the game lacks one."""
+    names = [
+        name.replace("LEFT", "?").replace("RIGHT", "LEFT").replace("?", "RIGHT")
+        for name in meanings
+    ]
+    return [meanings.index(name) for name in names] if set(names) == set(meanings) else None
 
 
-def _event_counts(prediction: Prediction, batch: Segments) -> list[Tensor]:
-    """Float64 scalars: steps, then true, predicted and both for rewards, then for ends."""
-    step_b = batch.mask_bs[:, 0]
-    rewarded_b = step_b & (batch.reward_bs[:, 0] != 0)
-    ended_b = step_b & batch.terminated_bs[:, 0]
-    reward_b, done_b = prediction.reward(), prediction.done()
-    says_reward_b = step_b & (reward_b != 0) if reward_b is not None else ~step_b & step_b
-    says_end_b = step_b & (done_b > 0.5) if done_b is not None else ~step_b & step_b
-    parts = [step_b, rewarded_b, says_reward_b, rewarded_b & says_reward_b]
-    parts += [ended_b, says_end_b, ended_b & says_end_b]
-    return [part.sum(dtype=torch.float64) for part in parts]
+def mirror_tokens(tokenizer: Tokenizer) -> Callable[[Tensor], Tensor]:
+    """Tokens int64 (B, K) to those of the same picture in a mirror."""
+    return lambda tokens_bk: tokenizer.encode(tokenizer.decode(tokens_bk).flip(2))
 
 
-def _quality(counts: list[float], vocab_size: int, has_heads: bool) -> dict[str, float]:
-    tokens, changed, right, right_changed, nll, steps, *events = counts
-    rewards, says_reward, right_reward, ends, says_end, right_end = events
-    copy_accuracy = _ratio(tokens - changed, tokens)
-    quality = {
-        "accuracy": _ratio(right, tokens),
-        "copy_accuracy": copy_accuracy,
-        "changed_accuracy": _ratio(right_changed, changed),
-        "copy_changed_accuracy": 0.0,
-        "static_accuracy": _ratio(right - right_changed, tokens - changed),
-        "copy_static_accuracy": float(tokens > changed),
-        "nll": _ratio(nll, tokens),
-        "copy_nll": _copy_nll(copy_accuracy, vocab_size),
-        "tokens": tokens,
-        "changed_tokens": changed,
-        "steps": steps,
-        "rewards": rewards,
-        "ends": ends,
+@torch.no_grad()
+def mirror_consistency(
+    world_model: WorldModel,
+    mirror: Callable[[Tensor], Tensor],
+    batches: Iterable[Segments],
+    mirrored_action: Sequence[int],
+) -> float:
+    """Share of the tokens that either answer changes on which both answers agree."""
+    agree = judged = 0.0
+    for batch in batches:
+        history_btk = batch.tokens_bsk[:, :HISTORY]
+        action_b = batch.action_bs[:, 0]
+        swapped_b = torch.tensor(mirrored_action, device=action_b.device)[action_b]
+        flipped_btk = mirror(history_btk.flatten(0, 1)).view_as(history_btk)
+        after_bk = mirror(world_model(history_btk, action_b).tokens())
+        before_bk = world_model(flipped_btk, swapped_b).tokens()
+        last_bk = flipped_btk[:, -1]
+        judged_bk = (after_bk != last_bk) | (before_bk != last_bk)
+        agree += float((judged_bk & (after_bk == before_bk)).sum())
+        judged += float(judged_bk.sum())
+    return ratio(agree, judged)
+
+
+@torch.no_grad()
+def psnr_moving(
+    world_model: WorldModel, tokenizer: Tokenizer, batches: Iterable[Segments]
+) -> dict[str, dict[str, float | None]]:
+    """By horizon ``{"dream": dB, "copy": dB}``; None where nothing moves or nothing differs."""
+    error = dict.fromkeys(_PSNR_HORIZONS, (0.0, 0.0, 0.0))
+    for batch in batches:
+        history_btk = batch.tokens_bsk[:, :HISTORY]
+        dream = imagine(world_model, history_btk, batch.action_bs, HORIZON)
+        alive_bs = (batch.mask_bs & ~batch.terminated_bs).cumprod(dim=1).bool()
+        seen = tokenizer.decode(history_btk[:, -1]).float()
+        for horizon in _PSNR_HORIZONS:
+            alive_b = alive_bs[:, horizon - 1]
+            real_bk, said_bk = batch.tokens_bsk[:, HISTORY + horizon - 1], dream.tokens_bsk
+            real = tokenizer.decode(real_bk[alive_b]).float()
+            said = tokenizer.decode(said_bk[alive_b, horizon - 1]).float()
+            before = seen[alive_b]
+            moved = (real != before).any(dim=-1, keepdim=True)
+            values = (
+                ((said - real).square() * moved).sum(),
+                ((before - real).square() * moved).sum(),
+                moved.sum() * real.shape[-1],
+            )
+            error[horizon] = tuple(
+                old + float(new) for old, new in zip(error[horizon], values, strict=True)
+            )
+    return {
+        str(horizon): {"dream": _psnr(said, pixels), "copy": _psnr(copied, pixels)}
+        for horizon, (said, copied, pixels) in error.items()
     }
-    if has_heads:
-        quality |= {
-            "reward_precision": _ratio(right_reward, says_reward),
-            "reward_recall": _ratio(right_reward, rewards),
-            "done_precision": _ratio(right_end, says_end),
-            "done_recall": _ratio(right_end, ends),
-        }
-    return quality
 
 
-def _copy_nll(accuracy: float, vocab_size: int) -> float:
-    """Nats a token of a distribution that copies with this probability, else any other code."""
-    wrong = 1.0 - accuracy
-    nll = -accuracy * math.log(accuracy) if accuracy > 0 else 0.0
-    return nll - wrong * math.log(wrong / (vocab_size - 1)) if wrong > 0 else nll
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else 0.0
+def _psnr(squared_error: float, pixels: float) -> float | None:
+    if squared_error == 0 or pixels == 0:
+        return None
+    return 10 * math.log10(255**2 / (squared_error / pixels))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from wmfast import TokenReplay
 from wmfast.evaluate import RecordedStep
+from wmfast.gold_bank import GoldBank, choose_tiers, codes_checksum
 from wmfast.imagine import imagine
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer
@@ -51,12 +52,16 @@ class Recording:
             step.rewards,
             step.terminated,
             step.truncated,
-            life_lost=step.life_lost,
         )
         if not self._over:
             self._tokens.append(step.tokens[0])
             self._actions.append(int(step.actions[0]))
             self._over = bool(step.terminated[0] or step.truncated[0])
+
+    def bank(self, game: str, codes_vd: torch.Tensor, num_actions: int, seed: int) -> GoldBank:
+        """The games as a frozen bank: to be kept, the recording must not go on."""
+        tiers = choose_tiers(self._replay, num_actions, seed)
+        return GoldBank(self._replay, game, codes_checksum(codes_vd), tiers)
 
     def segments(self, batches: int, batch_size: int, device: torch.device) -> Iterator[Segments]:
         """One-step segments, drawn evenly."""

@@ -46,7 +46,15 @@ class RunDir:
     @property
     def media(self) -> Path:
         """The folder of pictures, made on first use."""
-        folder = self.path / "media"
+        return self._folder("media")
+
+    @property
+    def models(self) -> Path:
+        """The folder of model files, made on first use."""
+        return self._folder("models")
+
+    def _folder(self, name: str) -> Path:
+        folder = self.path / name
         with one_line_errors("make", folder):
             folder.mkdir(exist_ok=True)
         return folder

@@ -65,7 +65,7 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
             train_world_model(parts)
         if due(parts, every.eval_every) and counters.env_step < config.steps:
             with reporter.aside("evaluating", total=1, unit="policy"):
-                evaluate(parts, log, reporter)
+                evaluate(parts, run, log, reporter)
         if due(parts, every.log_every):
             reporter.update(log.log(*parts.position(), parts.measures()))
         if due(parts, every.checkpoint_every):

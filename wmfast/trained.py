@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from wmfast.disk import one_line_errors
 from wmfast.envs import AtariEnvs
 from wmfast.errors import UserError
 from wmfast.evaluate import Evaluation, play
+from wmfast.gold import gold_evaluation
+from wmfast.gold_bank import INDEX_FILE, Tier, codes_checksum, open_bank
 from wmfast.media import save_dream_gif
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer, build_tokenizer
@@ -60,6 +63,24 @@ def evaluate_run(
     trained = load_trained(run_dir)
     env = trained.config.env if sticky is None else replace(trained.config.env, sticky=sticky)
     return _play(trained, env, seed=seed, episodes=episodes, epsilon=epsilon)
+
+
+def evaluate_world_model(run_dir: Path, *, tier: Tier, gold: Path | None) -> dict[str, Any]:
+    """The gold evaluation of a run's world model, on its own frozen steps or those of `gold`.
+
+    Raises:
+        UserError: no run, no frozen steps, or steps of another game or tokenizer.
+    """
+    trained = load_trained(run_dir)
+    indices = run_dir / INDEX_FILE if gold is None else gold
+    bank = open_bank(indices)
+    if bank.game != trained.config.game:
+        raise UserError(f"{indices}: steps of {bank.game}, the run plays {trained.config.game}")
+    if bank.tokenizer != codes_checksum(trained.tokenizer.codes):
+        raise UserError(f"{indices}: tokens of another tokenizer than that of {run_dir}")
+    with AtariEnvs(trained.config.game, trained.config.env, num_envs=1, seed=0) as envs:
+        meanings = envs.action_meanings
+    return gold_evaluation(trained.world_model, trained.tokenizer, bank, tier, meanings)
 
 
 def dream_of_run(

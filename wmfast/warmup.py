@@ -14,8 +14,9 @@ from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
 from wmfast.errors import UserError
 from wmfast.fit import fit_tokenizer
+from wmfast.gold_bank import codes_checksum
 from wmfast.metrics import MetricsLog
-from wmfast.model_file import read_model
+from wmfast.model_file import read_meta, read_model
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer, tokenizer_quality
 from wmfast.progress import Reporter
@@ -85,6 +86,12 @@ def load_model_files(config: Config, tokenizer: Tokenizer, world_model: WorldMod
     if config.wm is not None:
         _, weights = read_model(config.wm, "world_model")
         load_weights(world_model, weights, str(config.wm))
+        codes = read_meta(config.wm).get("codes")
+        if codes is not None and codes != codes_checksum(tokenizer.codes):
+            raise UserError(
+                f"--wm {config.wm}: knows the tokens of another tokenizer than --vqvae "
+                f"{config.vqvae}"
+            )
 
 
 def _refuse_contradiction(prefix: str, given: object, preset: object, file: object) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmfast.gold import world_model_quality
 from wmfast.models.prediction import Prediction, WorldModel
+from wmfast.quality import world_model_quality
 from wmfast.types import Segments
 
 K, V = 336, 4
