@@ -17,6 +17,7 @@ from wmfast import TokenReplay
 from wmfast.agent import DoubleDQN
 from wmfast.collect import Collector
 from wmfast.config import Config, Device
+from wmfast.dyna import DreamedTransitions
 from wmfast.envs import AtariEnvs
 from wmfast.metrics import Averager
 from wmfast.models.prediction import WorldModel
@@ -25,6 +26,7 @@ from wmfast.models.world_model import build_world_model, weigh_tokens
 from wmfast.replay import ReplaySampler
 from wmfast.step import Beside, Graphed, TrainStep
 from wmfast.stopwatch import Stopwatch
+from wmfast.types import HISTORY, TOKENS_PER_FRAME
 
 RECENT_GAMES = 20
 
@@ -55,6 +57,7 @@ class Parts:
     tokenizer: Tokenizer
     world_model: WorldModel
     agent: DoubleDQN
+    dreams: DreamedTransitions
     replay: TokenReplay
     sampler: ReplaySampler
     collector: Collector
@@ -172,6 +175,13 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
         tokenizer=tokenizer,
         world_model=world_model,
         agent=agent,
+        dreams=DreamedTransitions(
+            config.dyna,
+            gamma=config.agent.gamma,
+            n_step=config.agent.n_step,
+            tokens=TOKENS_PER_FRAME,
+            history=HISTORY,
+        ).to(device),
         replay=replay,
         sampler=ReplaySampler(replay, device),
         collector=Collector(envs, replay, encoder(), act, device=device, rng=rng, clock=clock),

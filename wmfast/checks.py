@@ -38,6 +38,10 @@ _FRACTIONS = {
     "world_model.rollout_share",
     "world_model.rollout_start",
     "world_model.teacher_forcing",
+    "dyna.share",
+    "dyna.start",
+    "dyna.trust_threshold",
+    "dyna.trust_decay",
     "agent.gamma",
     "agent.tau",
     "agent.alpha",
@@ -50,6 +54,8 @@ _MAY_BE_ZERO = {
     "world_model.motion_weight",
     "world_model.eventness_weight",
     "world_model.persistence_weight",
+    "dyna.temperature",
+    "dyna.trust_scale",
     "tokenizer.foreground_weight",
     "tokenizer.commitment",
 }
@@ -98,6 +104,17 @@ def check(config: Config) -> None:
         raise UserError(f"--world-model.importance-cap {cap}: must be at least 1")
     if capacity < warmup:
         raise UserError(f"--loop.replay-capacity {capacity}: must hold the warm-up ({warmup})")
+    dyna = config.dyna
+    if dyna.share and not config.world_model.reward_done_heads:
+        raise UserError(f"--dyna.share {dyna.share}: needs --world-model.reward-done-heads")
+    if (
+        dyna.share
+        and not 1 <= round(dyna.share * config.agent.batch_size) < config.agent.batch_size
+    ):
+        raise UserError(
+            f"--dyna.share {dyna.share}: of a batch of {config.agent.batch_size} at least one row "
+            "must be imagined and one real"
+        )
     _check_networks(config)
 
 

@@ -23,6 +23,7 @@ PARTS = {
     "encode": "encoding frames",
     "agent": "agent updates",
     "world_model": "world-model updates",
+    "dreams": "dreams for the agent",
     "tokenizer": "fitting the tokenizer",
     "checkpoint": "checkpoints",
 }

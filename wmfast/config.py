@@ -162,6 +162,30 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
+class DynaConfig:
+    """Imagined transitions in the agent's batches, as far as the world model is trusted."""
+
+    share: float = 0.0
+    """Share of the agent's batches that is imagined; 0: off (the seed: 0.05)."""
+    start: float = 0.25
+    """Share of the run's env steps, warm-up included, before the first dream."""
+    every: int = 1_000
+    """Env steps between dreams."""
+    seeds: int = 256
+    """Real histories that dreams begin in."""
+    horizon: int = 3
+    """Imagined steps of a dream."""
+    temperature: float = 0.0
+    """Of the imagined tokens; 0: the likeliest."""
+    trust_scale: float = 1.0
+    """Trust is exp(-scale * the world model's loss on a seed, nats a token)."""
+    trust_threshold: float = 0.3
+    """Seeds that are trusted less are dropped."""
+    trust_decay: float = 0.95
+    """Trust in a transition for each imagined step that it rests on."""
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """How often each part of the loop runs, in env steps."""
 
@@ -210,6 +234,7 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
+    dyna: DynaConfig = field(default_factory=DynaConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 

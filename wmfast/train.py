@@ -12,6 +12,7 @@ from wmfast.agent import epsilon, importance_exponent
 from wmfast.build import Parts, build, use_cores
 from wmfast.closing import Summary
 from wmfast.config import Config, WorldModelConfig
+from wmfast.dyna import joined
 from wmfast.finish import evaluate, finish
 from wmfast.metrics import MetricsLog
 from wmfast.progress import Reporter
@@ -59,6 +60,8 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
     parts.last_row = counters.env_step, parts.wall_s()
     while counters.env_step < config.steps and not stopped():
         collect(parts)
+        if config.dyna.share and due(parts, config.dyna.every):
+            dream(parts)
         for _ in range(due(parts, config.agent.every)):
             train_agent(parts)
         for _ in range(due(parts, config.world_model.every) if every.mode == "frozen" else 0):
@@ -91,12 +94,29 @@ def train_agent(parts: Parts) -> None:
         counters.env_step, config.agent, warmup=config.loop.warmup_steps, total=config.steps
     )
     with parts.clock("agent"):
-        batch, index = parts.sampler.transitions(config.agent.batch_size, beta=beta)
+        imagined = parts.dreams.share_of(config.agent.batch_size) if config.dyna.share else 0
+        real = config.agent.batch_size - imagined
+        batch, index = parts.sampler.transitions(real, beta=beta)
+        if imagined:
+            seed = (config.seed, counters.agent_updates)
+            batch = joined(batch, parts.dreams.draw(imagined, seed))
         metrics = dict(parts.agent_step(batch))
-        priority_b = metrics.pop("priority") + _PRIORITY_FLOOR
+        priority_b = metrics.pop("priority")[:real] + _PRIORITY_FLOOR
         parts.replay.update_priorities(index, priority_b.cpu().numpy())
         parts.averager.add("agent/train", metrics)
     counters.agent_updates += 1
+
+
+def dream(parts: Parts) -> None:
+    """Imagine transitions for the agent's next updates, once the world model has begun to learn."""
+    config = parts.config.dyna
+    if parts.counters.env_step < config.start * parts.config.steps:
+        return
+    parts.settle()
+    with parts.clock("dreams"):
+        seeds = parts.sampler.segments(config.seeds, 1)
+        metrics = parts.dreams.refresh(parts.world_model, parts.agent.act, seeds)
+        parts.averager.add("dyna/train", metrics)
 
 
 def train_world_model(parts: Parts) -> None:
