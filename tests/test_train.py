@@ -23,7 +23,7 @@ from wmfast.model_file import read_meta
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run
-from wmfast.train import collect, learning_rate, train_agent, train_world_model
+from wmfast.train import collect, dream, is_rollout, learning_rate, train_agent, train_world_model
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -78,6 +78,8 @@ def test_a_run_ends_with_scores_pictures_models_and_metrics(finished: tuple[Path
         "world_model/heldout/changed_accuracy",
         "world_model/heldout/copy_accuracy",
         "world_model/train/token_loss",
+        "world_model/train/rollout_changed_accuracy",
+        "dyna/train/trust",
     } <= keys
     assert all(re.fullmatch(r"[a-z_]+(/[a-z0-9_.]+)+|env_step|train_step|wall_s", k) for k in keys)
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir())
@@ -113,7 +115,11 @@ def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Pat
 
 
 def weights(parts: Parts) -> dict[str, torch.Tensor]:
-    modules = {"agent": parts.agent, "world_model": parts.world_model}
+    modules = {
+        "agent": parts.agent,
+        "world_model": parts.world_model,
+        "dreams": parts.dreams,
+    }
     return {
         f"{name}.{key}": value.clone()
         for name, module in modules.items()
@@ -135,6 +141,8 @@ def test_training_after_a_resume_equals_the_uninterrupted_run_bit_for_bit(run: R
         collect(parts)
         train_agent(parts)
         train_world_model(parts)
+    dream(parts)
+    assert len(parts.dreams) > 0
     save(parts, run)
     at_save = weights(parts)
     straight = train_on(parts, 5)
@@ -195,6 +203,15 @@ def test_the_world_models_rate_rises_and_falls() -> None:
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05, 0.05])
     constant = replace(config, warmup_updates=0, decay_share=0.0)
     assert {learning_rate(update, 1000, constant) for update in (0, 500, 2000)} == {1.0}
+
+
+def test_rollouts_come_evenly_and_not_before_their_start() -> None:
+    config = WorldModelConfig(rollout_steps=5, rollout_share=0.25, rollout_start=0.5)
+    rolls = [update for update in range(100) if is_rollout(update, 100, config)]
+    assert rolls == list(range(51, 100, 4))
+    every = replace(config, rollout_share=1.0, rollout_start=0.0)
+    assert all(is_rollout(update, 100, every) for update in range(100))
+    assert not any(is_rollout(u, 100, replace(every, rollout_steps=1)) for u in range(100))
 
 
 def test_staged_trains_the_world_model_before_the_agent(tmp_path: Path) -> None:

@@ -271,7 +271,11 @@ PRESETS: dict[str, Config] = {
         loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=60_000),
     ),
     # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
-    "v3": Config(preset="v3", tokenizer=TokenizerConfig(kind="vqvae")),
+    "v3": Config(
+        preset="v3",
+        tokenizer=TokenizerConfig(kind="vqvae"),
+        dyna=DynaConfig(share=0.05, start=0.0),
+    ),
     # The second seed: 32 codes, 10 layers of 8 heads, next tokens only, half of it in rollouts.
     "v2": Config(
         preset="v2",
@@ -315,11 +319,22 @@ PRESETS: dict[str, Config] = {
             kind="patch", codebook_size=64, channels=8, residual_blocks=1, train_steps=10
         ),
         world_model=WorldModelConfig(
-            kind="conv", d_model=16, layers=1, copy_gate=True, batch_size=4, every=40
+            kind="conv",
+            d_model=16,
+            layers=1,
+            copy_gate=True,
+            batch_size=4,
+            every=40,
+            rollout_steps=3,
+            rollout_batch_size=4,
+            motion_weight=0.5,
+            eventness_weight=0.5,
+            persistence_weight=0.25,
         ),
         agent=AgentConfig(
             kind="conv", d_model=8, n_step=3, epsilon_share=0.3, batch_size=8, every=8
         ),
+        dyna=DynaConfig(share=0.125, start=0.4, every=100, seeds=16, trust_threshold=0.0),
         loop=LoopConfig(
             warmup_steps=200,
             replay_capacity=2_000,
