@@ -1,0 +1,277 @@
+"""The frozen bank: what its indices name, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from wmfast import TokenReplay
+from wmfast.errors import UserError
+from wmfast.gold import as_text, gold_evaluation, mirror_consistency, mirrored_actions
+from wmfast.gold_bank import (
+    BANK_FILE,
+    HORIZON,
+    INDEX_FILE,
+    TIERS,
+    GoldBank,
+    choose_tiers,
+    codes_checksum,
+    open_bank,
+    save_bank,
+    steps_left,
+)
+from wmfast.models.prediction import Prediction, WorldModel
+
+ENVS, K, V, STEPS, ACTIONS = 3, 336, 512, 60, 4
+ENDS = {0: (24,), 1: (), 2: (9, 31)}  # by env: the steps that end a game
+
+
+def frame(env: int, step: int) -> int:
+    """The one token that fills the frame of an env at a step; an end's successor is one of them."""
+    return 100 * (env + 1) + step
+
+
+def filled() -> TokenReplay:
+    replay = TokenReplay(ENVS * 200, ENVS, vocab_size=V, prioritized=False)
+    after_end = [False] * ENVS
+    for step in range(STEPS):
+        frames = np.stack([np.full(K, frame(env, step), np.uint16) for env in range(ENVS)])
+        ended = np.array([step in ENDS[env] for env in range(ENVS)])
+        actions = np.array([(step + env) % ACTIONS for env in range(ENVS)])
+        rewards = np.array([float(step) if not after_end[env] else 99.0 for env in range(ENVS)])
+        replay.add(frames, actions, rewards, ended, np.zeros(ENVS, bool))
+        after_end = ended.tolist()
+    return replay
+
+
+def bank() -> GoldBank:
+    replay = filled()
+    return GoldBank(replay, "breakout", "c0de", choose_tiers(replay, ACTIONS, seed=0))
+
+
+def place(index: int) -> tuple[int, int]:
+    return index % ENVS, index // ENVS
+
+
+def last_step(env: int, step: int) -> int:
+    """Of the game that a step belongs to: its end, or the newest stored step with a successor."""
+    return min([end for end in ENDS[env] if end >= step] + [STEPS - 2])
+
+
+def test_the_gold_tier_is_every_step_and_no_final_frame():
+    named = {place(int(index)) for index in bank().tiers["gold"]}
+    finals = {(env, end + 1) for env in ENDS for end in ENDS[env]}
+    everything = {(env, step) for env in range(ENVS) for step in range(STEPS - 1)}
+    assert named == everything - finals
+
+
+def test_the_smaller_tiers_are_balanced_over_actions_and_go_on_long_enough():
+    replay = filled()
+    tiers = choose_tiers(replay, ACTIONS, seed=0)
+    for name in ("canary", "fast"):
+        for index in tiers[name]:
+            env, step = place(int(index))
+            assert last_step(env, step) - step >= HORIZON
+    few = {name: ids[:0] for name, ids in tiers.items()}
+    assert set(few) == set(TIERS)
+    assert set(tiers["canary"]) <= set(tiers["fast"]) <= set(tiers["gold"])
+    again = choose_tiers(filled(), ACTIONS, seed=0)
+    assert all(np.array_equal(tiers[name], again[name]) for name in TIERS)
+
+
+def test_a_small_tier_takes_actions_in_turn(monkeypatch):
+    monkeypatch.setattr("wmfast.gold_bank._SIZES", {"canary": 8, "fast": 20})
+    replay = filled()
+    tiers = choose_tiers(replay, ACTIONS, seed=0)
+    for name, each in (("canary", 2), ("fast", 5)):
+        actions = [sum(place(int(i))) % ACTIONS for i in tiers[name]]
+        assert [actions.count(action) for action in range(ACTIONS)] == [each] * ACTIONS
+    assert not np.array_equal(tiers["fast"], choose_tiers(replay, ACTIONS, seed=1)["fast"])
+
+
+def test_steps_left_counts_to_the_end_of_each_game():
+    left = steps_left(filled())
+    for env in range(ENVS):
+        for step in range(STEPS - 1):
+            final = (step - 1) in ENDS[env]
+            expected = 0 if final else last_step(env, step) - step + 1
+            assert left[step * ENVS + env] == expected or step >= STEPS - 2, (env, step)
+
+
+def test_segments_are_what_the_games_were():
+    gold = bank()
+    seen = 0
+    for batch in gold.segments("gold", batch_size=7):
+        for row in range(len(batch.mask_bs)):
+            index = int(gold.tiers["gold"][seen])
+            env, step = place(index)
+            last = last_step(env, step)
+            begin = max([end + 2 for end in ENDS[env] if end < step] + [0])
+            history = [frame(env, max(begin, step - 3 + t)) for t in range(4)]
+            assert batch.tokens_bsk[row, :4, 0].tolist() == history
+            for ahead in range(HORIZON):
+                real = step + ahead <= last
+                assert bool(batch.mask_bs[row, ahead]) is real
+                if not real:
+                    continue
+                assert (batch.tokens_bsk[row, 4 + ahead] == frame(env, step + ahead + 1)).all()
+                assert batch.action_bs[row, ahead] == (step + ahead + env) % ACTIONS
+                assert batch.reward_bs[row, ahead] == step + ahead
+                assert bool(batch.terminated_bs[row, ahead]) is (step + ahead in ENDS[env])
+            seen += 1
+    assert seen == len(gold.tiers["gold"])
+
+
+def test_a_saved_bank_opens_as_it_was(tmp_path: Path):
+    gold = bank()
+    save_bank(tmp_path, gold)
+    other = open_bank(tmp_path / INDEX_FILE)
+    assert (other.game, other.tokenizer) == ("breakout", "c0de")
+    assert all(np.array_equal(gold.tiers[name], other.tiers[name]) for name in TIERS)
+    for one, two in zip(gold.segments("gold"), other.segments("gold"), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def damage(folder: Path, how: str) -> None:
+    index, games = folder / INDEX_FILE, folder / BANK_FILE
+    facts = json.loads(index.read_text())
+    if how == "no indices":
+        index.unlink()
+    elif how == "no games":
+        games.unlink()
+    elif how == "other games":
+        data = bytearray(games.read_bytes())
+        data[len(data) // 2] ^= 1
+        games.write_bytes(data)
+    elif how == "not json":
+        index.write_text(index.read_text()[:100])
+    else:
+        changes = {
+            "format": {"format": "wmfast-gold-0"},
+            "tier gone": {"tiers": {"gold": [1]}},
+            "far id": {"tiers": {**facts["tiers"], "fast": [10**9]}},
+            "no id": {"tiers": {**facts["tiers"], "canary": []}},
+            "text id": {"tiers": {**facts["tiers"], "canary": ["1"]}},
+        }
+        index.write_text(json.dumps({**facts, **changes[how]}))
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("no indices", "gold_indices.json"),
+        ("no games", "gold.replay"),
+        ("other games", "gold.replay: not the games"),
+        ("not json", "damaged, or not frozen indices"),
+        ("format", "damaged, or not frozen indices"),
+        ("tier gone", "damaged, or not frozen indices"),
+        ("far id", "tier fast"),
+        ("no id", "tier canary"),
+        ("text id", "damaged, or not frozen indices"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, how: str, says: str):
+    save_bank(tmp_path, bank())
+    damage(tmp_path, how)
+    with pytest.raises(UserError, match=says) as error:
+        open_bank(tmp_path / INDEX_FILE)
+    assert "\n" not in str(error.value)
+
+
+class Next(WorldModel):
+    """Says that every token goes up by one; in the first `wrong` cells by two."""
+
+    def __init__(self, wrong: int = 0) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def forward(self, history_btk: Tensor, action_b: Tensor) -> Prediction:
+        last_bk = history_btk[:, -1]
+        said_bk = (last_bk + 1 + (torch.arange(K) < self.wrong)) % V
+        logits = torch.nn.functional.one_hot(said_bk, V) * 5.0 + action_b[:, None, None] * 0.0
+        return Prediction(logits, last_bk, None, None, None, None)
+
+
+class Pixels:
+    """A tokenizer whose frame is one grey value a cell: the token, halved."""
+
+    codes = torch.zeros(V, 1)
+
+    def decode(self, tokens_bk: Tensor) -> Tensor:
+        cells = (tokens_bk // 2).to(torch.uint8).view(-1, 21, 16)
+        grey = cells.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return grey[..., None].expand(*grey.shape, 3)
+
+    def encode(self, frames_bhwc: Tensor) -> Tensor:
+        return frames_bhwc[:, ::4, ::4, 0].long().flatten(1) * 2
+
+
+def test_the_evaluation_of_a_known_model():
+    meanings = ("NOOP", "FIRE", "RIGHT", "LEFT")
+    result = gold_evaluation(Next(), Pixels(), bank(), "gold", meanings)
+    assert result["steps"] == len(bank().tiers["gold"])
+    for quality in result["horizons"].values():
+        assert quality["changed"]["accuracy"] == 1.0
+        assert quality["changed"]["copy_accuracy"] == 0.0
+    assert result["action_sensitivity"] == 0
+    assert result["psnr_moving"]["5"]["dream"] is None  # not one wrong pixel
+    assert 30 < result["psnr_moving"]["5"]["copy"] < 50
+    worse = gold_evaluation(Next(wrong=84), Pixels(), bank(), "gold", meanings)
+    assert worse["horizons"]["10"]["changed"]["accuracy"] == pytest.approx(0.75)
+    assert worse["psnr_moving"]["10"]["dream"] < 60
+    text = as_text(worse)
+    assert "75.0" in text
+    assert "after 10 steps" in text
+    assert json.loads(json.dumps(worse)) == worse
+    other = gold_evaluation(Next(), Pixels(), GoldBank(*_of("pong")), "gold", meanings)
+    assert other["mirror_consistency"] is None
+
+
+def _of(game: str) -> tuple[TokenReplay, str, str, dict[str, np.ndarray]]:
+    gold = bank()
+    return gold.replay, game, gold.tokenizer, gold.tiers
+
+
+def test_mirrored_actions_exchange_left_and_right():
+    meanings = ("NOOP", "FIRE", "RIGHT", "LEFT", "UPRIGHT", "UPLEFT")
+    assert mirrored_actions(meanings) == [0, 1, 3, 2, 5, 4]
+    assert mirrored_actions(("NOOP", "RIGHT")) is None
+
+
+class Drift(WorldModel):
+    """The picture moves a cell to the right under action 1 and to the left under action 2."""
+
+    def __init__(self, *, one_sided: bool) -> None:
+        super().__init__()
+        self.one_sided = one_sided
+
+    def forward(self, history_btk: Tensor, action_b: Tensor) -> Prediction:
+        grid = history_btk[:, -1].view(-1, 21, 16)
+        right = grid.roll(1, 2)
+        left = right if self.one_sided else grid.roll(-1, 2)
+        said = torch.where((action_b == 1)[:, None, None], right, left).flatten(1)
+        logits = torch.nn.functional.one_hot(said, V).float()
+        return Prediction(logits, history_btk[:, -1], None, None, None, None)
+
+
+@pytest.mark.parametrize(("one_sided", "agreement"), [(False, 1.0), (True, 0.1)])
+def test_mirror_consistency_tells_left_from_right(one_sided: bool, agreement: float):
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(V, (8, 14, K), generator=g)
+    batch = next(iter(bank().segments("gold", batch_size=8)))
+    batch = batch._replace(tokens_bsk=tokens, action_bs=torch.ones_like(batch.action_bs))
+
+    def mirror(tokens_bk: Tensor) -> Tensor:
+        return tokens_bk.view(-1, 21, 16).flip(2).flatten(1)
+
+    value = mirror_consistency(Drift(one_sided=one_sided), mirror, [batch], [0, 2, 1, 3])
+    assert value == pytest.approx(agreement, abs=0.1 if one_sided else 1e-9)
+
+
+def test_the_codes_checksum_tells_tokenizers_apart():
+    codes = torch.arange(6.0).view(2, 3)
+    assert codes_checksum(codes) == codes_checksum(codes.clone())
+    assert codes_checksum(codes) != codes_checksum(codes + 1e-6)
