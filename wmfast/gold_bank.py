@@ -85,13 +85,14 @@ class GoldBank:
 
 
 def steps_left(replay: TokenReplay) -> NDArray[np.int64]:
-    """By id: steps stored from it to its episode's end, itself included; 0: not a step."""
+    """By id: steps from it on, itself included, whose next frame is stored; 0: not such a step."""
     envs = replay.num_envs
-    left = np.zeros(len(replay) + envs, dtype=np.int64)
+    left = np.zeros(len(replay), dtype=np.int64)
+    newest = len(replay) - envs  # what these steps brought is not stored yet
     for episode in replay.episodes():
-        length = int(episode["length"])
-        ids = int(episode["first"]) + envs * np.arange(length)
-        left[ids] = np.arange(length, 0, -1)
+        ids = int(episode["first_id"]) + envs * np.arange(int(episode["length"]))
+        ids = ids[ids < newest]
+        left[ids] = np.arange(len(ids), 0, -1)
     return left
 
 
@@ -99,23 +100,16 @@ def choose_tiers(replay: TokenReplay, num_actions: int, seed: int) -> dict[str, 
     """Ids for every tier: all steps that can be drawn, and balanced draws from those of them whose
     game goes on for `HORIZON` steps. The smaller tier is part of the larger."""
     left = steps_left(replay)
-    every = np.flatnonzero(left > 0)
-    every = every[_drawable(replay, every)]
+    every = np.flatnonzero(left)
     actions = replay[every].action
     rng = np.random.default_rng(seed)
-    long = left[every] > HORIZON
+    long = left[every] >= HORIZON
     by_action = [
         rng.permutation(every[long & (actions == action)]) for action in range(num_actions)
     ]
     order = _round_robin(by_action)
     tiers = {name: np.sort(order[:size]) for name, size in _SIZES.items()}
     return {**tiers, "gold": every}
-
-
-def _drawable(replay: TokenReplay, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of the ids can be looked up: the newest step of an open game has no successor yet."""
-    newest = len(replay) - replay.num_envs
-    return ids < newest
 
 
 def _round_robin(piles: list[NDArray[np.int64]]) -> NDArray[np.int64]:
