@@ -37,6 +37,14 @@ class DreamedTransitions(nn.Module):
         history: T.
     """
 
+    count: Tensor  # int64 () transitions at hand
+    state: Tensor  # int32 (P, T, K)
+    next_state: Tensor  # int32 (P, T, K)
+    action: Tensor  # int64 (P,)
+    reward: Tensor  # float32 (P,)
+    discount: Tensor  # float32 (P,)
+    trust: Tensor  # float32 (P,)
+
     def __init__(
         self, config: DynaConfig, *, gamma: float, n_step: int, tokens: int, history: int
     ) -> None:

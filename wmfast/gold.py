@@ -145,7 +145,7 @@ def psnr_moving(
     world_model: WorldModel, tokenizer: Tokenizer, batches: Iterable[Segments]
 ) -> dict[str, dict[str, float | None]]:
     """By horizon ``{"dream": dB, "copy": dB}``; None where nothing moves or nothing differs."""
-    error = dict.fromkeys(_PSNR_HORIZONS, (0.0, 0.0, 0.0))
+    error = {horizon: [0.0, 0.0, 0.0] for horizon in _PSNR_HORIZONS}
     for batch in batches:
         history_btk = batch.tokens_bsk[:, :HISTORY]
         dream = imagine(world_model, history_btk, batch.action_bs, HORIZON)
@@ -163,9 +163,8 @@ def psnr_moving(
                 ((before - real).square() * moved).sum(),
                 moved.sum() * real.shape[-1],
             )
-            error[horizon] = tuple(
-                old + float(new) for old, new in zip(error[horizon], values, strict=True)
-            )
+            sums = error[horizon]
+            error[horizon] = [old + float(new) for old, new in zip(sums, values, strict=True)]
     return {
         str(horizon): {"dream": _psnr(said, pixels), "copy": _psnr(copied, pixels)}
         for horizon, (said, copied, pixels) in error.items()

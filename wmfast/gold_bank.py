@@ -155,7 +155,9 @@ def open_bank(indices: Path) -> GoldBank:
     if digest != facts["bank_sha256"]:
         raise UserError(f"{path}: not the games that {indices.name} was made for (or damaged)")
     replay = TokenReplay.load(path)
-    tiers = {name: np.array(facts["tiers"][name], dtype=np.int64) for name in TIERS}
+    tiers: dict[str, NDArray[np.int64]] = {
+        name: np.array(facts["tiers"][name], dtype=np.int64) for name in TIERS
+    }
     for name, ids in tiers.items():
         if ids.size == 0 or ids.min() < 0 or ids.max() >= len(replay) - replay.num_envs:
             raise UserError(f"{indices}: tier {name} has no steps, or steps that {path.name} lacks")
