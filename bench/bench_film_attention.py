@@ -8,9 +8,8 @@ Every rival must agree with ``film_attention_reference``, in its gradients too, 
 Shape: four frames of 336 tokens, 4 heads of 64, batch 32 on a GPU and 8 on a CPU (1 where nothing
 is timed).
 
-torch.compile and FlexAttention run on a GPU. On a CPU they wait for WMFAST_BENCH_COMPILE: they
-compile for half a minute, and FlexAttention has no backward there and is no faster than a dense
-mask.
+torch.compile and FlexAttention run on a GPU. On a CPU they wait for WMFAST_BENCH_COMPILE: they need
+a C++ compiler and their time, and FlexAttention has no backward there.
 """
 
 from __future__ import annotations
