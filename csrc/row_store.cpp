@@ -144,6 +144,7 @@ RowStore::RowStore(const ReplayHeader& header, std::optional<File> file, bool in
   const auto at = [this](std::size_t offset) { return region_.data() + offset; };
   if (in_file) row_check_ = reinterpret_cast<std::uint64_t*>(at(layout_.row_check));
   if (header.same_step) finals_ = at(layout_.finals);
+  find_head();
   if (header.prioritized) {
     leaves_ = reinterpret_cast<double*>(at(layout_.leaves));
     leaf_count_ = SumTree<double, double>::padded(header.rows());
@@ -214,6 +215,7 @@ void RowStore::commit() {
   std::atomic_ref<std::uint64_t>(header_->steps).store(steps, std::memory_order_release);
   std::atomic_ref<std::uint64_t>(header_->steps_check)
       .store(check_of_steps(steps), std::memory_order_release);
+  head_ = head_ + 1 == slots_ ? 0 : head_ + 1;
 }
 
 std::vector<RowStore::Run> RowStore::used_runs() {

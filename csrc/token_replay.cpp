@@ -35,7 +35,8 @@ TokenReplay::TokenReplay(const ReplayOptions& options)
       isa_(options.isa ? *options.isa : choose_isa()),
       mutex_(!options.path.empty()),
       store_(make_store(options, isa_)),
-      drawable_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
+      drawable_memory_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
+      drawable_(reinterpret_cast<std::uint8_t*>(drawable_memory_.data()), drawable_memory_.size()),
       rows_tree_(drawable_) {
   double power = 1.0;
   for (std::int64_t k = 0; k <= options.n_step; ++k, power *= options.gamma) {

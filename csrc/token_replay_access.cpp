@@ -50,10 +50,10 @@ TokenReplay::Place TokenReplay::place_of_id(std::size_t i, std::int64_t id) cons
     refuse("never issued, " + std::to_string(steps * envs_) + " ids were, from 0 on");
   }
   const auto number = static_cast<std::uint64_t>(id);
-  const Place place{number % envs_, number / envs_, store_.slot_of(number / envs_)};
-  if (place.step < oldest()) {
+  if (number / envs_ < oldest()) {
     refuse("overwritten, the oldest stored is " + std::to_string(oldest() * envs_));
   }
+  const Place place{number % envs_, number / envs_, store_.slot_of(number / envs_)};
   if (drawable_[leaf_at(place.env, place.step)] != 0) return place;
   if (store_.bits(store_.row(place.env, place.slot)) & row_bits::kFinal) {
     refuse("the final frame of an episode, no transition starts there");

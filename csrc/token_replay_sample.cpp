@@ -31,16 +31,18 @@ void TokenReplay::require_tokens(const char* field, const TokenSpan& tokens,
 // Calls `take` with each drawn row's number and place, its memory asked for a little before.
 template <typename Take>
 void TokenReplay::for_each_drawn(Take take) {
-  constexpr std::size_t kAhead = 2;
+  // Far enough ahead for short rows to arrive, not so far that long ones push each other out.
+  const std::size_t row_bytes = (history_ + gamma_powers_.size() - 1) * store_.stride();
+  const std::size_t ahead = std::clamp<std::size_t>(4096 / row_bytes, 2, 16);
   places_.resize(drawn_.size());
   std::uint64_t age = 0;
   for (std::size_t i = 0; i < drawn_.size(); ++i) {
     places_[i] = place_of(drawn_[i]);
     age += store_.header().steps - 1 - places_[i].step;
   }
-  for (std::size_t i = 0; i < std::min(kAhead, places_.size()); ++i) prefetch(places_[i]);
+  for (std::size_t i = 0; i < std::min(ahead, places_.size()); ++i) prefetch(places_[i]);
   for (std::size_t i = 0; i < places_.size(); ++i) {
-    if (i + kAhead < places_.size()) prefetch(places_[i + kAhead]);
+    if (i + ahead < places_.size()) prefetch(places_[i + ahead]);
     take(i, places_[i]);
   }
   sampled_ += drawn_.size();

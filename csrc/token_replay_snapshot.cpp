@@ -110,6 +110,7 @@ std::unique_ptr<TokenReplay> TokenReplay::load(const std::filesystem::path& path
   now.max_priority = header.max_priority;
   now.rng = header.rng;
   now.final_slots = header.final_slots;
+  replay->store_.find_head();
 
   Checksum sum;
   sum.add(page);

@@ -135,7 +135,12 @@ class RowStore {
   const ReplayHeader& header() const { return *header_; }
   const std::optional<File>& file() const { return file_; }
 
-  std::uint64_t slot_of(std::uint64_t step) const { return step % slots_; }
+  // The slot of a stored step, or of the one that comes next: step % slots, without a division.
+  std::uint64_t slot_of(std::uint64_t step) const {
+    const std::uint64_t back = header_->steps - step;
+    return head_ >= back ? head_ - back : head_ + slots_ - back;
+  }
+  void find_head() { head_ = header_->steps % slots_; }  // after `steps` was set by hand
   std::size_t row(std::uint64_t env, std::uint64_t slot) const { return env * slots_ + slot; }
 
   const FrameCodec& codec() const { return codec_; }
@@ -226,6 +231,7 @@ class RowStore {
   ReplayHeader* header_;
   FrameCodec codec_;
   std::uint64_t slots_;
+  std::uint64_t head_ = 0;  // steps % slots
   std::size_t head_bytes_;
   std::size_t stride_;
   std::byte* rows_;

@@ -19,6 +19,8 @@
 #include <span>
 #include <vector>
 
+#include "wmfast/posix_file.hpp"
+
 namespace wmfast {
 
 template <typename Leaf, typename Node>
@@ -32,13 +34,13 @@ class SumTree {
   }
 
   // `leaves.size()` is a positive multiple of 8; the sums are built from what it holds. O(leaves).
-  explicit SumTree(std::span<Leaf> leaves) : leaves_(leaves) {
+  explicit SumTree(std::span<Leaf> leaves)
+      : leaves_(leaves), nodes_(sizeof(Node) * node_count(leaves.size())) {
     assert(!leaves.empty() && leaves.size() % kWidth == 0);
-    std::size_t blocks = leaves.size() / kWidth;
-    levels_.emplace_back(padded(blocks), Node{0});
-    while (blocks > kWidth) {
-      blocks = (blocks + kWidth - 1) / kWidth;
-      levels_.emplace_back(padded(blocks), Node{0});
+    auto* at = reinterpret_cast<Node*>(nodes_.data());
+    for (const std::size_t size : level_sizes(leaves.size())) {
+      levels_.emplace_back(at, size);
+      at += size;
     }
     rebuild();
   }
@@ -82,7 +84,10 @@ class SumTree {
   // above, level by level. Weights are finite and not negative. O(batch * log leaves).
   void set(std::span<const std::size_t> index, std::span<const Leaf> weight) {
     assert(index.size() == weight.size());
-    for (std::size_t i = 0; i < index.size(); ++i) leaves_[index[i]] = weight[i];
+    for (std::size_t i = 0; i < index.size(); ++i) {
+      leaves_[index[i]] = weight[i];
+      __builtin_prefetch(&levels_[0][index[i] / kWidth], 1);
+    }
     std::size_t divisor = kWidth;
     for (std::size_t level = 0; level < levels_.size(); ++level, divisor *= kWidth) {
       std::size_t last = levels_[level].size();
@@ -112,6 +117,12 @@ class SumTree {
       for (std::size_t level = levels_.size(); level-- > 0;) {
         for (std::size_t j = 0; j < count; ++j) {
           at[j] = at[j] * kWidth + descend(&levels_[level][at[j] * kWidth], rest[j]);
+          // The other descents of the group are worked on while this one's next block comes.
+          if (level > 0) {
+            __builtin_prefetch(&levels_[level - 1][at[j] * kWidth]);
+          } else {
+            __builtin_prefetch(&leaves_[at[j] * kWidth]);
+          }
         }
       }
       for (std::size_t j = 0; j < count; ++j) {
@@ -121,6 +132,22 @@ class SumTree {
   }
 
  private:
+  // Nodes of each level, the lowest first.
+  static std::vector<std::size_t> level_sizes(std::size_t leaves) {
+    std::size_t blocks = leaves / kWidth;
+    std::vector<std::size_t> sizes{padded(blocks)};
+    while (blocks > kWidth) {
+      blocks = (blocks + kWidth - 1) / kWidth;
+      sizes.push_back(padded(blocks));
+    }
+    return sizes;
+  }
+  static std::size_t node_count(std::size_t leaves) {
+    std::size_t count = 0;
+    for (const std::size_t size : level_sizes(leaves)) count += size;
+    return count;
+  }
+
   template <typename Child>
   static Node block_sum(const Child* child) {
     Node sum{0};
@@ -148,7 +175,8 @@ class SumTree {
   }
 
   std::span<Leaf> leaves_;
-  std::vector<std::vector<Node>> levels_;
+  Mapping nodes_;  // in large pages where there are any: draws go all over it
+  std::vector<std::span<Node>> levels_;
 };
 
 }  // namespace wmfast

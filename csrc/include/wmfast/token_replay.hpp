@@ -231,7 +231,8 @@ class TokenReplay {
   const Isa isa_;
   mutable CallMutex mutex_;
   RowStore store_;
-  std::vector<std::uint8_t> drawable_;                    // [slot][env] 0 or 1
+  Mapping drawable_memory_;
+  std::span<std::uint8_t> drawable_;                      // [slot][env] 0 or 1
   SumTree<std::uint8_t, std::uint32_t> rows_tree_;        // counts drawable rows
   std::optional<SumTree<double, double>> priority_tree_;  // over the store's leaves
   std::vector<double> gamma_powers_;                      // gamma^0 .. gamma^n_step
