@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from wmfast.build import Parts, build
-from wmfast.config import PRESETS, Config, WorldModelConfig
+from wmfast.config import PRESETS, Config, TokenizerConfig, WorldModelConfig
+from wmfast.config_json import config_from_json
 from wmfast.metrics import MetricsLog, read_metrics
-from wmfast.model_file import read_meta
+from wmfast.model_file import read_meta, read_model, save_model
+from wmfast.models.tokenizer import build_tokenizer
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run
@@ -92,6 +94,12 @@ def test_eval_and_dream_use_a_finished_run(finished: tuple[Path, str], tmp_path:
     done = wmfast("eval", "--run-dir", folder, "--episodes", 3, "--json", out)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(out.read_text())["scores"]) == 3
+    figures = tmp_path / "world_model.json"
+    done = wmfast("eval", "--world-model", folder, "--tier", "canary", "--json", figures)
+    assert done.returncode == 0, done.stderr
+    assert "after 10 steps" in done.stdout
+    kept = json.loads((folder / "result.json").read_text())["world_model_gold"]
+    assert json.loads(figures.read_text())["steps"] == kept["steps"]
     gif = tmp_path / "dream.gif"
     done = wmfast("dream", "--run-dir", folder, "--out", gif, "--steps", 8, "--start", 5)
     assert done.returncode == 0, done.stderr
@@ -107,6 +115,15 @@ def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "fitting the tokenizer" not in done.stdout.split("breakout, preset")[0]
     assert read_meta(models / "agent.safetensors")["game"] == "breakout"
+
+    tokenizer, codes = models / "tokenizer.safetensors", tmp_path / "other.safetensors"
+    facts, kept = read_model(tokenizer, "tokenizer")
+    moved = build_tokenizer(config_from_json(TokenizerConfig, facts, "tokenizer"))
+    moved.load_state_dict({**kept, "codes": kept["codes"] + 1.0})
+    save_model(codes, moved, "tokenizer", SMOKE.tokenizer, {})
+    foreign = wmfast(*arguments[:-1], codes, "--wm", models / "world_model.safetensors")
+    assert foreign.returncode == 2
+    assert "knows the tokens of another tokenizer" in foreign.stderr
 
     swapped = wmfast(*arguments[:-1], models / "agent.safetensors")
     assert swapped.returncode == 2

@@ -75,7 +75,8 @@ def finish(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter) -> Su
     with parts.clock("evaluation"):
         exploring = _play(parts, EXPLORING, None, None)
     reporter.advance(1)
-    gold = keep_best(parts, run, freeze_bank(parts, run))
+    with parts.clock("evaluation"):
+        gold = keep_best(parts, run, freeze_bank(parts, run))
     reporter.advance(1)
     assert greedy.frames is not None
     film = torch.from_numpy(greedy.frames).to(parts.device)

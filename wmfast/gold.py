@@ -30,7 +30,7 @@ from wmfast.types import HISTORY, Segments
 MIRROR_GAMES = frozenset(
     {"breakout", "space_invaders", "demon_attack", "assault", "carnival", "phoenix", "galaxian"}
 )
-_SHOWN = 8  # batches that are decoded or mirrored: pixels cost more than tokens
+_COMPARED, _SHOWN = 8, 2  # batches asked under two actions; decoded: pixels cost more than tokens
 _PSNR_HORIZONS = (5, 10)
 
 
@@ -64,7 +64,7 @@ def gold_evaluation(
     result["one_step"] = world_model_quality(world_model, batches())
     result["horizons"] = open_loop_quality(world_model, batches())
     actions = len(action_meanings)
-    result["action_sensitivity"] = action_sensitivity(world_model, batches(_SHOWN), actions)
+    result["action_sensitivity"] = action_sensitivity(world_model, batches(_COMPARED), actions)
     mirror = mirrored_actions(action_meanings) if bank.game in MIRROR_GAMES else None
     result["mirror_consistency"] = (
         mirror_consistency(world_model, mirror_tokens(tokenizer), batches(_SHOWN), mirror)

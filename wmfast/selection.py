@@ -10,13 +10,16 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from wmfast.build import Parts
 from wmfast.gold import gold_evaluation
 from wmfast.gold_bank import GoldBank, codes_checksum
 from wmfast.model_file import read_meta, read_model, save_model
 from wmfast.models.prediction import WorldModel
-from wmfast.open_loop import changed_accuracy
+from wmfast.open_loop import changed_accuracy, open_loop_quality
 from wmfast.rundir import RunDir
+from wmfast.types import Segments
 
 CRITERION_HORIZON = 5
 _CANDIDATE = "world_model-{}.safetensors"
@@ -49,18 +52,23 @@ def keep_best(parts: Parts, run: RunDir, bank: GoldBank) -> dict[str, Any]:
         The canary evaluation of the best, with ``env_step`` and ``candidates``: by env step, the
         accuracy on changed tokens after `CRITERION_HORIZON` steps. Of equals the newest is kept.
     """
-    meanings = parts.envs.action_meanings
     model = copy.deepcopy(parts.world_model)
-    best: tuple[float, int, dict[str, Any]] | None = None
-    figures: dict[str, float] = {}
-    pattern = _CANDIDATE.format("*")
-    for path in sorted(run.models.glob(pattern), key=lambda path: int(read_meta(path)["env_step"])):
-        model.load_state_dict(read_model(path, "world_model")[1])
-        step = int(read_meta(path)["env_step"])
-        result = gold_evaluation(model, parts.tokenizer, bank, "canary", meanings)
-        figures[str(step)] = accuracy = changed_accuracy(result["horizons"], CRITERION_HORIZON)
-        if best is None or accuracy >= best[0]:
-            best = accuracy, step, result
-            save_world_model(parts, "world_model.safetensors", model, run, {"env_step": step})
-    assert best is not None, f"no {pattern} in {run.models}"
-    return {**best[2], "env_step": best[1], "candidates": figures}
+    figures: dict[int, float] = {}
+    best: dict[str, Tensor] = {}
+    paths = run.models.glob(_CANDIDATE.format("*"))
+    for path in sorted(paths, key=lambda path: int(read_meta(path)["env_step"])):
+        weights = read_model(path, "world_model")[1]
+        model.load_state_dict(weights)
+        segments = bank.segments("canary", horizon=CRITERION_HORIZON)
+        batches = (Segments(*(field.to(parts.device) for field in batch)) for batch in segments)
+        quality = open_loop_quality(model, batches, (CRITERION_HORIZON,))
+        accuracy = changed_accuracy(quality, CRITERION_HORIZON)
+        if accuracy >= max(figures.values(), default=0.0):
+            best = weights
+        figures[int(read_meta(path)["env_step"])] = accuracy
+    kept = max(figures, key=lambda step: (figures[step], step))
+    model.load_state_dict(best)
+    save_world_model(parts, "world_model.safetensors", model, run, {"env_step": kept})
+    meanings = parts.envs.action_meanings
+    result = gold_evaluation(model, parts.tokenizer, bank, "canary", meanings)
+    return {**result, "env_step": kept, "candidates": {str(k): v for k, v in figures.items()}}
