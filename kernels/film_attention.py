@@ -26,7 +26,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from wmfast.kernels import film_attention_torch, launch
 from wmfast.kernels.dispatch import Body, choose_body
 
@@ -114,6 +113,9 @@ def _check(
         raise TypeError(
             f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: one floating dtype is allowed"
         )
+    devices = {str(tensor.device) for tensor in (q, k, v, gamma, beta) if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"the tensors are on {', '.join(sorted(devices))}: one device is allowed")
     for name, film in (("gamma", gamma), ("beta", beta)):
         if film is not None and film.shape != (q.shape[0], q.shape[1], q.shape[3]):
             raise ValueError(
@@ -149,8 +151,9 @@ class _FilmAttention(torch.autograd.Function):
         return cast(Tensor, o)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be silently constant
+            raise RuntimeError("film_attention has no second derivative, create_graph asks for one")
         return _differentiate(ctx, *grad_outputs)
 
 

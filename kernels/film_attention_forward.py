@@ -214,8 +214,15 @@ def masked(k: Tensor, frame: int, config: launch.Config) -> bool:
 
 
 def precision() -> str:
-    """How float32 operands are multiplied: as torch would, by the user's own switch."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 operands are multiplied: as torch would, by the user's own switch.
+
+    Read from the newer of torch's two switches, which the older one (set_float32_matmul_precision)
+    sets too; reading the older one raises once the newer has been used.
+    """
+    own = torch.backends.cuda.matmul.fp32_precision
+    if own == "none":
+        own = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    return "tf32" if own == "tf32" else "ieee"
 
 
 def lint_rows(op: str) -> Iterator[tuple[str, int, launch.Config, int, str]]:

@@ -54,7 +54,8 @@ def nearest_code(x: Tensor, codebook: Tensor, *, out_dtype: torch.dtype = torch.
 
     x (..., D) and codebook (K, D), float32, bfloat16 or float16 on one device; returns
     ``out_dtype`` (...). Exact: the argmin that float64 arithmetic gives, for every input dtype. Not
-    differentiable. Raises ValueError for shapes that don't fit and TypeError for other dtypes.
+    differentiable. Raises ValueError for shapes, devices or an ``out_dtype`` that don't fit and
+    TypeError for other dtypes.
     """
     if codebook.ndim != 2 or 0 in codebook.shape or codebook.shape[1] > _MAX_DIM:
         raise ValueError(
@@ -67,8 +68,22 @@ def nearest_code(x: Tensor, codebook: Tensor, *, out_dtype: torch.dtype = torch.
         raise TypeError(
             f"x is {x.dtype}, codebook {codebook.dtype}: allowed are float32, bfloat16 and float16"
         )
+    if x.device != codebook.device:
+        raise ValueError(
+            f"x is on {x.device}, codebook on {codebook.device}: one device is allowed"
+        )
+    if out_dtype != torch.int64:
+        _check_out_dtype(out_dtype, len(codebook))
     index: Tensor = torch.ops.wmfast.nearest_code(x, codebook)
     return index if out_dtype == torch.int64 else index.to(out_dtype)
+
+
+def _check_out_dtype(out_dtype: torch.dtype, codes: int) -> None:
+    whole = not (out_dtype.is_floating_point or out_dtype.is_complex or out_dtype == torch.bool)
+    if not whole or codes - 1 > torch.iinfo(out_dtype).max:
+        raise ValueError(
+            f"out_dtype is {out_dtype}: allowed are integers that hold the last index, {codes - 1}"
+        )
 
 
 def _gamma(n: int, unit_roundoff: float) -> float:
@@ -158,27 +173,11 @@ def _nearest_code_cuda(x: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _nearest_code_float64(x: Tensor, codebook: Tensor) -> Tensor:
-    """All scores in float64.
-
-    Scores within float64 rounding of the best count as ties, since a matrix product need not give
-    equal columns equal bits.
-    """
-    dim = codebook.shape[1]
-    x_nd, code_kd = x.detach().reshape(-1, dim), codebook.detach().double()
-    square_k = code_kd.square().sum(1)
-    largest = square_k.nan_to_num(nan=0.0, posinf=0.0).max().sqrt()
-    index_n = torch.empty(len(x_nd), dtype=torch.int64, device=x.device)
-    rows = max(1, 16 * _CHUNK // len(code_kd))
-    for start in range(0, len(x_nd), rows):
-        chunk_nd = x_nd[start : start + rows].double()
-        score_nk = torch.empty(len(chunk_nd), len(code_kd), dtype=torch.float64, device=x.device)
-        torch.addmm(square_k, chunk_nd, code_kd.t(), alpha=-2, out=score_nk)
-        score_nk.nan_to_num_(nan=math.inf, posinf=math.inf, neginf=math.inf)
-        norm = torch.linalg.vector_norm(chunk_nd, dim=1)
-        margin = 2 * _SLACK * _gamma(dim + 2, 2.0**-53) * (2 * norm + largest) * largest
-        limit = score_nk.amin(1) + margin.nan_to_num(nan=0.0, posinf=0.0)
-        index_n[start : start + rows] = (score_nk <= limit[:, None]).to(torch.uint8).argmax(1)
-    return index_n.view(x.shape[:-1])
+    """All distances in float64, a chunk of rows at a time: the reference in bounded memory."""
+    x_nd = x.detach().reshape(-1, codebook.shape[1])
+    rows = max(1, _RECHECK // codebook.numel())
+    parts = [nearest_code_reference(part, codebook.detach()) for part in x_nd.split(rows)]
+    return torch.cat(parts).view(x.shape[:-1])
 
 
 def _nearest_code_fake(x: Tensor, codebook: Tensor) -> Tensor:

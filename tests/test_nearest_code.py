@@ -115,13 +115,29 @@ def test_nan_and_infinity(body: str) -> None:
     assert not torch.isin(index[3:], torch.tensor([0, 4, 5])).any()
 
 
-@pytest.mark.parametrize(
-    "case", ["normal", "small integers: many exact ties", "duplicated codes", "far from the origin"]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_the_sync_free_body_for_a_gpu_gives_the_same(case: str) -> None:
     x, codebook = CASES[case](70, 33, 48)
     index = bodies._nearest_code_cuda(x, codebook)
     assert torch.equal(index, nearest_code_reference(x, codebook))
+
+
+def test_the_sync_free_body_is_exact_whatever_the_codes_sizes() -> None:
+    codebook, x = normal(1, 64, 8), normal(2, 200, 8)
+    codebook[5] = 1e9  # a bound that follows the largest code would take any code for a tie
+    assert torch.equal(bodies._nearest_code_cuda(x, codebook), nearest_code_reference(x, codebook))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.float32])
+def test_an_out_dtype_that_cannot_hold_every_index_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"out_dtype is torch\.\w+: allowed .* 299"):
+        nearest_code(normal(1, 5, 4), normal(2, 300, 4), out_dtype=dtype)
+    assert nearest_code(normal(1, 5, 4), normal(2, 128, 4), out_dtype=torch.int8).max() >= 0
+
+
+def test_tensors_on_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="x is on cpu, codebook on meta"):
+        nearest_code(normal(1, 5, 4), normal(2, 30, 4).to("meta"))
 
 
 @pytest.mark.gpu
