@@ -36,7 +36,25 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     timed = [row for row in sections["nearest_code: speed"]["rows"] if "us" in row]
     assert {"wmfast", "cdist", "addmm_chunks", "torch.compile"} <= {row["way"] for row in timed}
     assert any("times_best_rival" in row for row in timed)
-    assert "nothing failed" in file.with_suffix(".md").read_text()
+    text = file.with_suffix(".md").read_text()
+    assert file.stem.endswith("-dry")
+    assert text.startswith("# Dry run: ")
+    assert "nothing failed" in text
+    if not torch.cuda.is_available():
+        assert "no host sync |  | not checked on a CPU" in text
+
+
+def test_rows_that_found_no_time_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import report_models
+    import report_ops
+
+    late = [{"name": "a", "way": "b", "result": "left out: no time left"}] * 3
+    monkeypatch.setattr(report_ops, "SECTIONS", {"late": lambda clock: late})
+    monkeypatch.setattr(report_models, "SECTIONS", {})
+    assert gpu_report.main(["--dry-run", "--output", str(tmp_path)]) == 0
+    assert "3 rows were left out for want of time" in capsys.readouterr().out
 
 
 def test_a_broken_section_leaves_the_others_and_the_exit_status(

@@ -67,6 +67,12 @@ def environment() -> Row:
     }
 
 
+_DRY_RUN = (
+    "Tiny sizes: no time here means anything. Nothing is compiled for speed, and on a CPU nothing "
+    "is captured: `captured` and `compiled` rows show that their code runs."
+)
+
+
 def run_section(work: Callable[[], list[Row]]) -> Row:
     """Its rows, seconds and error; an error leaves the next section untouched."""
     start = time.perf_counter()
@@ -93,11 +99,19 @@ def failures(report: Row) -> list[str]:
     return found
 
 
+def _rows(report: Row) -> list[Row]:
+    return [row for section in report["sections"].values() for row in section["rows"]]
+
+
 def table(report: Row) -> str:
     """The report for a person, in Markdown."""
     head = report["environment"]
     versions = ", ".join(f"{k} {v}" for k, v in head["versions"].items() if v != "not installed")
-    lines = [f"# {head['device']}, {head['date']}", "", f"Commit {head['commit']}; {versions}.", ""]
+    dry = "Dry run: " if report["dry_run"] else ""
+    lines = [f"# {dry}{head['device']}, {head['date']}", ""]
+    if dry:
+        lines += [_DRY_RUN, ""]
+    lines += [f"Commit {head['commit']}; {versions}.", ""]
     for name, section in report["sections"].items():
         lines += [f"## {name} ({section['seconds']} s)", ""]
         if section["error"]:
@@ -112,7 +126,9 @@ def table(report: Row) -> str:
         lines.append("")
     broken = failures(report)
     lines += ["## Verdict", "", *(f"- FAILED {line}" for line in broken)]
+    left_out = sum(row.get("result", "").startswith("left out") for row in _rows(report))
     lines += [] if broken else ["- nothing failed"]
+    lines += [f"- {left_out} rows were left out for want of time"] if left_out else []
     return "\n".join(lines) + "\n"
 
 
@@ -120,7 +136,8 @@ def save(report: Row, folder: Path) -> Path:
     """Write the JSON and the table; the path of the JSON."""
     head = report["environment"]
     device = "-".join("".join(c if c.isalnum() else " " for c in head["device"]).lower().split())
-    path = folder / device / f"{head['date'][:10]}-{head['commit']}.json"
+    dry = "-dry" if report["dry_run"] else ""
+    path = folder / device / f"{head['date'][:10]}-{head['commit']}{dry}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".md").write_text(table(report))
