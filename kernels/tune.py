@@ -1,4 +1,4 @@
-"""Time the configs of every kernel on the GPU that is here, and write the best into the table.
+"""Time the configs of nearest_code and film_attention on the GPU here; write the best to the table.
 
     python -m wmfast.kernels.tune [--only nearest_code] [--table FILE]
 
