@@ -17,8 +17,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from wmfast.build import Parts, build, use_cores
-from wmfast.config import PRESETS, Config
+from wmfast.config import Config
 from wmfast.metrics import MetricsLog
+from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.train import collect, due, train_agent, train_world_model
 from wmfast.warmup import prepare

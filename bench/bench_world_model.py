@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from wmfast.config import PRESETS
 from wmfast.models.prediction import WorldModel
 from wmfast.models.world_model import build_world_model
+from wmfast.presets import PRESETS
 from wmfast.types import Segments
 
 VOCAB, ACTIONS = 512, 9

@@ -11,8 +11,9 @@ from report_clock import Clock, Row, compare
 from torch import Tensor
 
 from wmfast.agent import DoubleDQN
-from wmfast.config import PRESETS, Config
+from wmfast.config import Config
 from wmfast.models.world_model import build_world_model
+from wmfast.presets import PRESETS
 from wmfast.step import Graphed, TrainStep
 from wmfast.types import HISTORY, TOKENS_PER_FRAME, Segments, Transitions
 

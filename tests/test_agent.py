@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wmfast.agent import DoubleDQN, epsilon, importance_exponent
-from wmfast.config import PRESETS, AgentConfig
+from wmfast.config import AgentConfig
 from wmfast.models.q_network import build_q_network
+from wmfast.presets import PRESETS
 from wmfast.step import TrainStep
 from wmfast.types import Transitions
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wmfast.config import PRESETS
 from wmfast.models.token_embedding import TokenEmbedding
 from wmfast.models.tokenizer import StreamEncoder, build_tokenizer
+from wmfast.presets import PRESETS
 
 
 def test_token_embedding_equals_torchs_in_value_and_gradient() -> None:

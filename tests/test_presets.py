@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from wmfast.agent import DoubleDQN
-from wmfast.config import PRESETS
 from wmfast.models.tokenizer import build_tokenizer
 from wmfast.models.world_model import build_world_model
+from wmfast.presets import PRESETS
 from wmfast.step import TrainStep
 from wmfast.types import Segments, Transitions
 

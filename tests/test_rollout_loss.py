@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from wmfast.config import PRESETS
 from wmfast.models.importance import TokenImportance
 from wmfast.models.prediction import Prediction, WorldModel
 from wmfast.models.world_model import build_world_model
+from wmfast.presets import PRESETS
 from wmfast.types import Segments
 
 K, V, B, T = 336, 7, 4, 4

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from wmfast import selection
-from wmfast.config import PRESETS
 from wmfast.model_file import read_meta, read_model
 from wmfast.models.world_model import build_world_model
+from wmfast.presets import PRESETS
 
 STEPS = [100, 400, 1000]
 

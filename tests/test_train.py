@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from wmfast.build import Parts, build
-from wmfast.config import PRESETS, Config, TokenizerConfig, WorldModelConfig
+from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
 from wmfast.metrics import MetricsLog, read_metrics
 from wmfast.model_file import read_meta, read_model, save_model
 from wmfast.models.tokenizer import build_tokenizer
+from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run

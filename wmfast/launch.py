@@ -12,9 +12,10 @@ from wmfast.build import pick_device
 from wmfast.checkpoint import latest_checkpoint
 from wmfast.checks import check, flag, flat
 from wmfast.closing import closing_table
-from wmfast.config import PRESETS, Config, Device
+from wmfast.config import Config, Device
 from wmfast.errors import UserError
 from wmfast.games import game_name
+from wmfast.presets import PRESETS
 from wmfast.rundir import create_run, find_run, load_config, resume_run
 from wmfast.train import train
 from wmfast.warmup import adopt_model_files
