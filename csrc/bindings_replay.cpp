@@ -210,7 +210,8 @@ void bind_replay(py::module_& module) {
            "life_lost"_a = py::none())
       .def("cut", &TokenReplay::cut, docstring("TokenReplay.cut"), release)
       .def("sample", &sample, docstring("TokenReplay.sample"), "batch_size"_a, py::kw_only(),
-           "beta"_a = 0.4, "window"_a = false, "out"_a = py::none())
+           "beta"_a = 0.4, "window"_a = false, "n_step"_a = py::none(), "gamma"_a = py::none(),
+           "out"_a = py::none())
       .def("sample_sequences", &sample_sequences, docstring("TokenReplay.sample_sequences"),
            "batch_size"_a, "length"_a, py::kw_only(), "recent"_a = py::none(), "out"_a = py::none())
       .def("update_priorities", &update_priorities, docstring("TokenReplay.update_priorities"),

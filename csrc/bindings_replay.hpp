@@ -1,6 +1,7 @@
 // The draws of TokenReplay as Python sees them; the other calls are in bindings_replay.cpp.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <utility>
 
@@ -10,6 +11,7 @@
 namespace wmfast::bindings {
 
 Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool window,
+             std::optional<std::int64_t> n_step, std::optional<double> gamma,
              const py::object& out);
 
 Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t length,

@@ -23,6 +23,7 @@ py::object slice_axis1(const py::array& array, py::ssize_t begin, py::ssize_t en
 }  // namespace
 
 Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool window,
+             std::optional<std::int64_t> n_step, std::optional<double> gamma,
              const py::object& out) {
   require_positive("batch_size", batch_size);
   const auto history = static_cast<py::ssize_t>(replay.options().history);
@@ -68,7 +69,7 @@ Batch sample(TokenReplay& replay, py::ssize_t batch_size, double beta, bool wind
   target.index = mutable_view<std::int64_t>(index);
   {
     const GilReleased release;
-    replay.sample(target, beta);
+    replay.sample(target, beta, {.n_step = n_step, .gamma = gamma});
   }
   Fields fields;
   if (window) {

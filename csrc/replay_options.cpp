@@ -104,4 +104,12 @@ ReplayOptions options_of(const ReplayHeader& header) {
   return options;
 }
 
+void fill_powers(std::span<double> powers, double gamma) {
+  double power = 1.0;
+  for (double& value : powers) {
+    value = power;
+    power *= gamma;
+  }
+}
+
 }  // namespace wmfast

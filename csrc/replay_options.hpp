@@ -13,4 +13,7 @@ ReplayHeader header_of(const ReplayOptions& options);
 // The options that made the header; `path` is empty.
 ReplayOptions options_of(const ReplayHeader& header);
 
+// gamma^0, gamma^1, ...
+void fill_powers(std::span<double> powers, double gamma);
+
 }  // namespace wmfast

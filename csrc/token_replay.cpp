@@ -38,10 +38,8 @@ TokenReplay::TokenReplay(const ReplayOptions& options)
       drawable_memory_(SumTree<std::uint8_t, std::uint32_t>::padded(store_.header().rows())),
       drawable_(reinterpret_cast<std::uint8_t*>(drawable_memory_.data()), drawable_memory_.size()),
       rows_tree_(drawable_) {
-  double power = 1.0;
-  for (std::int64_t k = 0; k <= options.n_step; ++k, power *= options.gamma) {
-    gamma_powers_.push_back(power);
-  }
+  gamma_powers_.resize(static_cast<std::size_t>(options.n_step) + 1);
+  fill_powers(gamma_powers_, options.gamma);
   // An add changes at most the evicted row, the rows that lose history and those near the head.
   const std::size_t most = envs_ * (history_ + static_cast<std::size_t>(options.n_step) + 2);
   changed_.reserve(most);

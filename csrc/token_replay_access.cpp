@@ -69,7 +69,7 @@ void TokenReplay::get(std::span<const std::int64_t> index, const TransitionOutpu
   std::vector<Place> places;
   places.reserve(index.size());
   for (std::size_t i = 0; i < index.size(); ++i) places.push_back(place_of_id(i, index[i]));
-  for (std::size_t i = 0; i < places.size(); ++i) gather(out, i, places[i]);
+  for (std::size_t i = 0; i < places.size(); ++i) gather(out, i, places[i], gamma_powers_);
 }
 
 void TokenReplay::episodes_of(std::uint64_t env, std::vector<EpisodeRecord>& found) const {

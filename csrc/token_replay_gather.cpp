@@ -78,15 +78,16 @@ void TokenReplay::copy_both_histories(const Place& place, std::size_t ahead, std
   }
 }
 
-void TokenReplay::gather(const TransitionOutput& out, std::size_t i, const Place& place) const {
+void TokenReplay::gather(const TransitionOutput& out, std::size_t i, const Place& place,
+                         std::span<const double> gamma_powers) const {
   const std::uint64_t slots = store_.header().slots();
   const std::size_t start = store_.row(place.env, place.slot);
   out.index[i] = static_cast<std::int64_t>(place.step * envs_ + place.env);
   out.action[i] = store_.action(start);
 
   double sum = 0.0;
-  double discount = gamma_powers_.back();
-  const std::size_t n_step = gamma_powers_.size() - 1;
+  double discount = gamma_powers.back();
+  const std::size_t n_step = gamma_powers.size() - 1;
   std::size_t ahead = 0;  // steps of the return
   std::uint64_t slot = place.slot;
   std::size_t last = start;
@@ -96,13 +97,13 @@ void TokenReplay::gather(const TransitionOutput& out, std::size_t i, const Place
     if (options_.reward_transform == RewardTransform::kSign) {
       reward = reward > 0.0 ? 1.0 : (reward < 0.0 ? -1.0 : 0.0);
     }
-    sum += gamma_powers_[ahead] * reward;
+    sum += gamma_powers[ahead] * reward;
     ++ahead;
     const std::uint8_t bits = store_.bits(last);
     going = ahead < n_step;
     if (bits & (row_bits::kEnded | row_bits::kLifeLost)) {
       const bool dead = (bits & (row_bits::kTerminated | row_bits::kLifeLost)) != 0;
-      discount = dead ? 0.0 : gamma_powers_[ahead];
+      discount = dead ? 0.0 : gamma_powers[ahead];
       going = false;
     }
     if (++slot == slots) slot = 0;

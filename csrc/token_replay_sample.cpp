@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "replay_options.hpp"
 #include "wmfast/token_replay.hpp"
 
 namespace wmfast {
@@ -107,16 +108,28 @@ void TokenReplay::draw_evenly(std::span<std::size_t> leaf,
   rows_tree_.find(rank, leaf);
 }
 
-void TokenReplay::sample(const TransitionOutput& out, double beta) {
+void TokenReplay::sample(const TransitionOutput& out, double beta, const ReturnOptions& returns) {
   const std::lock_guard lock(mutex_);
   if (out.index.empty()) throw std::invalid_argument("sample: batch_size is 0, must be positive");
   if (!(beta >= 0.0 && std::isfinite(beta))) {
     throw std::invalid_argument("sample: beta is " + std::to_string(beta) +
                                 ", must be finite and not negative");
   }
-  if (!out.window.empty() && options_.n_step != 1) {
-    throw std::invalid_argument("sample: window=True needs n_step 1, this buffer has " +
+  const std::int64_t n_step = returns.n_step.value_or(options_.n_step);
+  const double gamma = returns.gamma.value_or(options_.gamma);
+  if (n_step < 1 || n_step > options_.n_step) {
+    throw std::invalid_argument("sample: n_step is " + std::to_string(n_step) +
+                                ", allowed are 1 to this buffer's " +
                                 std::to_string(options_.n_step));
+  }
+  if (!(gamma >= 0.0 && gamma <= 1.0)) {
+    throw std::invalid_argument("sample: gamma is " + std::to_string(gamma) +
+                                ", allowed are 0 to 1");
+  }
+  if (!out.window.empty() && n_step != 1) {
+    throw std::invalid_argument("sample: window=True needs n_step 1, " +
+                                std::string(returns.n_step ? "this draw" : "this buffer") +
+                                " has " + std::to_string(n_step));
   }
   if (out.window.empty()) {
     require_tokens("state", out.state, out.index.size() * history_);
@@ -135,7 +148,14 @@ void TokenReplay::sample(const TransitionOutput& out, double beta) {
     draw_evenly(drawn_, std::nullopt);
     std::fill(out.weight.begin(), out.weight.end(), 1.0f);
   }
-  for_each_drawn([&](std::size_t i, const Place& place) { gather(out, i, place); });
+  std::span<const double> powers = gamma_powers_;
+  if (gamma != options_.gamma) {
+    draw_powers_.resize(gamma_powers_.size());
+    fill_powers(draw_powers_, gamma);
+    powers = draw_powers_;
+  }
+  powers = powers.first(static_cast<std::size_t>(n_step) + 1);
+  for_each_drawn([&](std::size_t i, const Place& place) { gather(out, i, place, powers); });
 }
 
 void TokenReplay::sample_sequences(const SequenceOutput& out, std::optional<Recent> recent) {

@@ -127,6 +127,8 @@ class TokenReplay:
         *,
         beta: float = 0.4,
         window: bool = False,
+        n_step: int | None = None,
+        gamma: float | None = None,
         out: Out | None = None,
     ) -> Batch:
         """Draws transitions: stratified by priority^alpha, or independently and evenly.
@@ -136,6 +138,8 @@ class TokenReplay:
         steps; ``discount`` (B,) float32, gamma^m or 0; ``weight`` (B,) float32, (N P)^-beta over
         the largest of the batch; ``index`` (B,) int64, ids that never repeat. With ``window``
         (``n_step`` 1) also ``window`` (B, H + 1, K), of which state and next_state are views.
+        ``n_step`` (1 to the buffer's) and ``gamma``: of this draw's returns, in place of the
+        buffer's; the rows that are drawn are the same.
         ``out``: arrays of exactly these shapes and dtypes to write into, in place of new ones.
 
         Raises:

@@ -48,12 +48,21 @@ class ReplaySampler:
         # Two blocks in turn, so that a draw need not wait for the copy of the one before.
         self._turns: dict[Hashable, deque[tuple[Staging, Copied | None]]] = {}
 
-    def transitions(self, batch_size: int, beta: float = 0.4) -> tuple[Transitions, Index]:
+    def transitions(
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        n_step: int | None = None,
+        gamma: float | None = None,
+    ) -> tuple[Transitions, Index]:
         """Prioritized n-step transitions, and the ids for ``replay.update_priorities``.
 
-        Raises ValueError if no row can be drawn; see ``TokenReplay.sample``.
+        ``n_step`` and ``gamma`` are the buffer's unless given. Raises ValueError if no row can be
+        drawn; see ``TokenReplay.sample``.
         """
-        batch, index = self._draw("transitions", TransitionDraw(self.replay, batch_size), beta)
+        draw = TransitionDraw(self.replay, batch_size, n_step, gamma)
+        batch, index = self._draw("transitions", draw, beta)
         assert isinstance(batch, Transitions)
         assert index is not None
         return batch, index
@@ -114,11 +123,11 @@ class PrefetchingSampler:
 
     Each batch is what ``TokenReplay.sample`` gave at one moment, whatever other threads add or
     update meanwhile, and its ids are its own. That moment was ``depth`` calls ago: the batch knows
-    nothing of rows, priorities and ``beta`` since then, and ``update_priorities`` skips those of
-    its ids that were overwritten. The first call of a kind draws ``depth`` + 1 batches. A call
-    with another batch size, length or ``recent`` than the last of its kind throws away what was
-    drawn ahead. An error of the thread is raised, as it is, by the call whose batch it was; the
-    next call draws anew.
+    nothing of rows, priorities, ``beta``, ``n_step`` and ``gamma`` since then, and
+    ``update_priorities`` skips those of its ids that were overwritten. The first call of a kind
+    draws ``depth`` + 1 batches. A call with another batch size, length or ``recent`` than the last
+    of its kind, or to or from ``n_step`` 1, throws away what was drawn ahead. An error of the
+    thread is raised, as it is, by the call whose batch it was; the next call draws anew.
 
     With one kind of batch and a buffer that nobody changes, the batches are those of
     ``ReplaySampler``. ``reproducible`` makes more than that the same from run to run: the caller's
@@ -157,11 +166,23 @@ class PrefetchingSampler:
         self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(1, "replay-prefetch")
         self._process = os.getpid()
 
-    def transitions(self, batch_size: int, beta: float = 0.4) -> tuple[Transitions, Index]:
+    def transitions(
+        self,
+        batch_size: int,
+        beta: float = 0.4,
+        *,
+        n_step: int | None = None,
+        gamma: float | None = None,
+    ) -> tuple[Transitions, Index]:
         """See ``ReplaySampler.transitions``."""
         if not (math.isfinite(beta) and beta >= 0):  # here, not `depth` calls later
             raise ValueError(f"beta is {beta}, must be finite and not negative")
-        batch, index = self._next("transitions", TransitionDraw(self.replay, batch_size), beta)
+        if n_step is not None and not 1 <= n_step <= self.replay.n_step:
+            raise ValueError(f"n_step is {n_step}, allowed are 1 to {self.replay.n_step}")
+        if gamma is not None and not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}, must be within 0 to 1")
+        draw = TransitionDraw(self.replay, batch_size, n_step, gamma)
+        batch, index = self._next("transitions", draw, beta)
         return cast(Transitions, batch), cast(Index, index)
 
     def segments(
@@ -204,6 +225,7 @@ class PrefetchingSampler:
         if queue is None or queue.draw.key != draw.key:
             self._forget(kind)
             queue = self._queues[kind] = _Queue(draw)
+        queue.draw = draw  # its returns may be others than the last call's
         while queue.leaving:  # the last call's copy: over, unless the device lags behind
             queue.leaving[0][1].synchronize()
             queue.free.append(queue.leaving.pop(0)[0])

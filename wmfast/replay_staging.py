@@ -39,7 +39,7 @@ class Draw(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """Equal for draws that are alike in all but ``beta``."""
+        """Equal for draws that are alike in all but ``beta`` and their returns."""
 
     @property
     def travels(self) -> Fields:
@@ -56,13 +56,20 @@ class TransitionDraw:
     """``TokenReplay.sample``. One-step states overlap in all but one frame: there the window
     travels in place of both."""
 
-    def __init__(self, replay: TokenReplay, batch_size: int) -> None:
+    def __init__(
+        self,
+        replay: TokenReplay,
+        batch_size: int,
+        n_step: int | None = None,
+        gamma: float | None = None,
+    ) -> None:
         self._replay, self._size = replay, batch_size
-        self._window = replay.n_step == 1
+        self._n_step, self._gamma = n_step, gamma
+        self._window = (replay.n_step if n_step is None else n_step) == 1
 
     @property
     def key(self) -> Hashable:
-        return self._size
+        return self._size, self._window
 
     @property
     def travels(self) -> Fields:
@@ -83,7 +90,14 @@ class TransitionDraw:
     def into(self, out: Arrays | None, beta: float) -> Batch:
         if out is not None:  # ids stay on the host and outlive the block: new memory each time
             out = {**out, "index": np.empty(self._size, np.int64)}
-        return self._replay.sample(self._size, beta=beta, window=self._window, out=out)
+        return self._replay.sample(
+            self._size,
+            beta=beta,
+            window=self._window,
+            n_step=self._n_step,
+            gamma=self._gamma,
+            out=out,
+        )
 
     def batch(self, tensors: Mapping[str, Tensor]) -> Transitions:
         if "state" in tensors:

@@ -77,6 +77,12 @@ class Oracle {
     cut_ = false;
   }
 
+  // Returns of other lengths and discounts from here on.
+  void set_returns(std::int64_t n_step, double gamma) {
+    options_.n_step = n_step;
+    options_.gamma = gamma;
+  }
+
   // Every row that can be drawn, by id; without the frames where only the ids are of interest.
   std::map<std::int64_t, Drawn> drawable(bool frames = true) const {
     std::map<std::int64_t, Drawn> rows;

@@ -1,6 +1,8 @@
 // TokenReplay against the slow oracle.
 #include <cmath>
 #include <map>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "check.hpp"
@@ -22,6 +24,30 @@ void compare(wmfast::TokenReplay& replay, const Oracle& oracle) {
   const auto seen = check_draws(replay, rows);
   // Stratified over equal priorities with two draws a row: every row comes up.
   if (replay.options().prioritized) CHECK(seen.size() == rows.size());
+}
+
+// Draws of fewer steps and another discount give what a buffer made for them would give.
+void compare_shorter_returns(wmfast::TokenReplay& replay, const Oracle& oracle) {
+  if (replay.stats().drawable == 0) return;
+  OwnedBatch batch(replay, 16);
+  for (std::int64_t n_step = 1; n_step <= replay.options().n_step; ++n_step) {
+    for (const std::optional<double> gamma : {std::optional<double>{}, std::optional(0.7)}) {
+      Oracle shorter = oracle;
+      shorter.set_returns(n_step, gamma.value_or(replay.options().gamma));
+      replay.sample(batch.view(), 0.4, {.n_step = n_step, .gamma = gamma});
+      check_rows(batch, shorter.drawable());
+    }
+  }
+  const std::int64_t n_step = replay.options().n_step;
+  for (const std::int64_t bad : {std::int64_t{0}, n_step + 1}) {
+    const auto draw = [&] { replay.sample(batch.view(), 0.4, {.n_step = bad, .gamma = {}}); };
+    CHECK(contains(message_of<std::invalid_argument>(draw),
+                   "n_step is " + std::to_string(bad) + ", allowed are 1 to this buffer's"));
+  }
+  for (const double bad : {-0.1, 1.1, std::nan("")}) {
+    const auto draw = [&] { replay.sample(batch.view(), 0.4, {.n_step = {}, .gamma = bad}); };
+    CHECK(contains(message_of<std::invalid_argument>(draw), "gamma is"));
+  }
 }
 
 void random_streams_match_the_oracle(std::uint64_t seed) {
@@ -50,6 +76,7 @@ void random_streams_match_the_oracle(std::uint64_t seed) {
       oracle.cut();
     }
     compare(replay, oracle);
+    if (t % 10 == 9) compare_shorter_returns(replay, oracle);
   }
 }
 

@@ -80,7 +80,7 @@ struct StepInput {
 struct TransitionOutput {
   TokenSpan state;                 // (B, H, K)
   TokenSpan next_state;            // (B, H, K)
-  TokenSpan window;                // (B, H + 1, K), n_step 1 only
+  TokenSpan window;                // (B, H + 1, K), draws of n_step 1 only
   std::span<std::int64_t> action;  // (B)
   std::span<float> reward;         // (B) sum of gamma^k r_{t+k}, k < m
   std::span<float> discount;       // (B) gamma^m, or 0
@@ -101,6 +101,13 @@ struct SequenceOutput {
 struct Recent {
   std::int64_t steps = 0;  // the last so many env steps, over all envs
   double fraction = 0.0;   // of the batch, 0 .. 1
+};
+
+// The returns of one draw, where they differ from the buffer's: not longer, or discounted
+// otherwise.
+struct ReturnOptions {
+  std::optional<std::int64_t> n_step;  // 1 .. the buffer's
+  std::optional<double> gamma;         // 0 .. 1
 };
 
 struct ReplayStats {
@@ -152,8 +159,9 @@ class TokenReplay {
 
   // Draws rows: stratified by priority^alpha (one uniform draw in each of B equal parts of the
   // sum), or independently and evenly without priorities. Throws std::invalid_argument if none can
-  // be drawn.
-  void sample(const TransitionOutput& out, double beta);
+  // be drawn. Which rows are drawn does not depend on `returns`: those that can be drawn with n
+  // steps can be with fewer.
+  void sample(const TransitionOutput& out, double beta, const ReturnOptions& returns = {});
 
   // The transitions of these ids, as `sample` would give them; `out.weight` is left alone. Throws
   // std::out_of_range for an id never issued, overwritten, or not drawable (now).
@@ -215,7 +223,8 @@ class TokenReplay {
   void copy_history(std::uint64_t env, std::uint64_t slot, std::size_t since, std::byte* out) const;
   void copy_both_histories(const Place& place, std::size_t ahead, std::byte* state,
                            std::byte* next_state) const;
-  void gather(const TransitionOutput& out, std::size_t i, const Place& place) const;
+  void gather(const TransitionOutput& out, std::size_t i, const Place& place,
+              std::span<const double> gamma_powers) const;
   void gather_sequence(const SequenceOutput& out, std::size_t i, const Place& place) const;
   void require_tokens(const char* field, const TokenSpan& tokens, std::size_t frames) const;
   template <typename Take>
@@ -252,6 +261,7 @@ class TokenReplay {
   std::vector<std::uint32_t> rank_;
   std::vector<std::size_t> drawn_;
   std::vector<Place> places_;
+  std::vector<double> draw_powers_;  // gamma_powers_ of its own ReturnOptions
 };
 
 }  // namespace wmfast
