@@ -50,6 +50,17 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--agent.learning-rate", "nan"], ["--agent.learning-rate nan", "finite"]),
         (["--world-model.grad-clip", "-1"], ["--world-model.grad-clip -1.0", "positive"]),
         (["--agent.kind", "transformer", "--agent.heads", "3"], ["--agent", "heads = 3"]),
+        (["--agent.reset-every", "-1"], ["--agent.reset-every -1", "at least 0"]),
+        (["--agent.token-dropout", "1.5"], ["--agent.token-dropout 1.5", "0..1"]),
+        (["--agent.bins", "1"], ["--agent.bins 1", "at least 2"]),
+        (
+            ["--agent.value-head", "c51", "--agent.value-range", "2", "--agent.n-step-start", "5"],
+            ["--agent.value-range 2.0", "4.90"],
+        ),
+        (
+            ["--agent.value-head", "c51", "--agent.value-range", "0", "--agent.gamma", "1"],
+            ["--agent.value-range 0", "--agent.gamma"],
+        ),
         (["--tokenizer.codebook-size", "70000"], ["--tokenizer.codebook-size 70000", "65536"]),
         (["--env.max-frames", "4"], ["--env.max-frames 4", "at least 16"]),
         (["--loop.replay-capacity", "50"], ["--loop.replay-capacity 50", "warm-up"]),

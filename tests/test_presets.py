@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from wmfast.agent import DoubleDQN
+from wmfast.agent import DoubleDQN, epsilon, reset_due, returns
+from wmfast.config import AgentConfig
 from wmfast.models.tokenizer import build_tokenizer
 from wmfast.models.world_model import build_world_model
 from wmfast.presets import PRESETS
@@ -42,6 +43,31 @@ def test_v3_is_the_first_seed() -> None:
     assert all(block.attention.heads == 4 for block in model.encoder.blocks)
     agent = DoubleDQN(config.agent, vocab_size=512, num_actions=9)
     assert agent.online.embedding(torch.zeros(1, 4, 336, dtype=torch.int64)).shape[1] == 1344
+
+
+def test_atari100k_is_the_recipe_of_bbf() -> None:
+    config = PRESETS["atari100k"]
+    agent = config.agent
+    assert returns(0, agent) == (10, 0.97)
+    assert returns(10_000, agent) == (3, 0.997)
+    assert agent.batch_size * agent.updates / agent.every == 64  # its replay ratio
+    updates = agent.updates * (config.steps - config.loop.warmup_steps) // agent.every
+    resets = [u for u in range(updates) if reset_due(u, 4_000 + u // 2, agent, total=config.steps)]
+    assert resets == [20_000, 40_000, 60_000, 80_000]
+    schedule = {"warmup": config.loop.warmup_steps, "total": config.steps}
+    assert epsilon(config.loop.warmup_steps + 2_000, agent, **schedule) == 0.0
+    network = DoubleDQN(agent, vocab_size=512, num_actions=9)
+    assert network.online.head.value.out_features == agent.bins == 51
+    assert network.augment is not None
+
+
+def test_other_presets_have_none_of_it() -> None:
+    off = AgentConfig()
+    fields = ["value_head", "n_step_start", "gamma_start", "reset_every", "shift", "token_dropout"]
+    fields += ["weight_decay", "adam_epsilon", "act_with_target", "updates"]
+    for name in ("v3", "v2"):
+        for field in fields:
+            assert getattr(PRESETS[name].agent, field) == getattr(off, field)
 
 
 def test_the_vqvae_has_the_size_that_the_seed_names() -> None:

@@ -153,8 +153,29 @@ def train_on(parts: Parts, updates: int) -> dict[str, torch.Tensor]:
     return weights(parts)
 
 
-def test_training_after_a_resume_equals_the_uninterrupted_run_bit_for_bit(run: RunDir) -> None:
-    parts = prepared(run)
+EVERYTHING = replace(
+    SMOKE,
+    agent=replace(
+        SMOKE.agent,
+        value_head="hl_gauss",
+        shift=1,
+        token_dropout=0.1,
+        n_step_start=5,
+        gamma_start=0.9,
+        anneal_updates=6,
+        weight_decay=0.1,
+        act_with_target=True,
+        reset_every=4,
+        reset_until=1.0,
+    ),
+)
+
+
+@pytest.mark.parametrize("config", [SMOKE, EVERYTHING], ids=["smoke", "everything"])
+def test_training_after_a_resume_equals_the_uninterrupted_run_bit_for_bit(
+    run: RunDir, config: Config
+) -> None:
+    parts = prepared(run, config)
     for _ in range(10):
         collect(parts)
         train_agent(parts)
@@ -164,10 +185,11 @@ def test_training_after_a_resume_equals_the_uninterrupted_run_bit_for_bit(run: R
     save(parts, run)
     at_save = weights(parts)
     straight = train_on(parts, 5)
+    assert parts.counters.agent_reset_at == (12 if config.agent.reset_every else 0)
     parts.envs.close()
 
     torch.manual_seed(12345)  # nothing may depend on what this process drew before
-    resumed = restore(run, SMOKE)
+    resumed = restore(run, config)
     assert resumed is not None
     assert resumed.counters.env_step == parts.counters.env_step
     assert len(resumed.replay) == len(parts.replay)
@@ -235,13 +257,13 @@ def test_rollouts_come_evenly_and_not_before_their_start() -> None:
 def test_staged_trains_the_world_model_before_the_agent(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     done = wmfast("train", "--game", "pong", "--preset", "smoke", "--run-dir", folder, "--steps",
-                  320, "--loop.mode", "staged")  # fmt: skip
+                  320, "--loop.mode", "staged", "--agent.updates", 2)  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = read_metrics(folder / "metrics.jsonl")
     assert done.stdout.index("training the world model") < done.stdout.index("training:")
     state = json.loads((folder / "checkpoints" / "320" / "state.json").read_text())["state"]
     assert state["counters"]["world_model_updates"] == (320 - 200) // SMOKE.world_model.every
-    assert state["counters"]["agent_updates"] == (320 - 200) // SMOKE.agent.every
+    assert state["counters"]["agent_updates"] == 2 * ((320 - 200) // SMOKE.agent.every)
     assert not any("world_model/train/loss" in row and row["env_step"] > 200 for row in rows)
 
 

@@ -37,6 +37,7 @@ class Counters:
 
     env_step: int = 0
     agent_updates: int = 0
+    agent_reset_at: int = 0  # agent updates before the last reset
     world_model_updates: int = 0
     wall_s: float = 0.0
     metrics_bytes: int = 0  # of metrics.jsonl: later rows are written again after a resume
@@ -129,7 +130,7 @@ def open_replay(config: Config) -> TokenReplay:
         config.loop.replay_capacity,
         config.env.num_envs,
         vocab_size=config.tokenizer.codebook_size,
-        n_step=agent.n_step,
+        n_step=agent.longest_return,
         gamma=agent.gamma,
         alpha=agent.alpha,
         seed=config.seed,
@@ -159,7 +160,9 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
         config.world_model, vocab_size=vocab_size, num_actions=envs.num_actions
     ).to(device)
     weigh_tokens(world_model, config.world_model, lambda: tokenizer.codes)
-    agent = DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=envs.num_actions).to(device)
+    agent = DoubleDQN(
+        config.agent, vocab_size=vocab_size, num_actions=envs.num_actions, seed=config.seed
+    ).to(device)
 
     act = Graphed(_autocast(agent.act, agent, device), device)
 
@@ -189,6 +192,9 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
             agent,
             agent.loss,
             learning_rate=config.agent.learning_rate,
+            weight_decay=config.agent.weight_decay,
+            epsilon=config.agent.adam_epsilon,
+            decay_vectors=False,
             grad_clip=config.agent.grad_clip,
             autocast=bf16_wins(agent, device),
             after=agent.update_target,

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from wmfast.agent import DoubleDQN
-from wmfast.config import Config
+from wmfast.agent import DoubleDQN, returns
+from wmfast.config import AgentConfig, Config
 from wmfast.envs import AtariEnvs
 from wmfast.errors import UserError
 from wmfast.models.tokenizer import build_tokenizer
@@ -21,11 +21,18 @@ _AT_LEAST = {
     "tokenizer.codebook_size": 2,
     "tokenizer.residual_blocks": 0,
     "world_model.warmup_updates": 0,
+    "agent.bins": 2,
+    "agent.n_step_start": 0,
+    "agent.reset_every": 0,
+    "agent.shift": 0,
 }  # every other whole number: 1
 _AT_MOST = {
     "seed": 2**63 - 1,
     "tokenizer.codebook_size": 65_536,
+    "agent.bins": 10_000,
     "agent.n_step": 1_000,
+    "agent.n_step_start": 1_000,
+    "agent.shift": 20,
     "world_model.rollout_steps": 100,
 }
 _FRACTIONS = {
@@ -43,6 +50,10 @@ _FRACTIONS = {
     "dyna.trust_threshold",
     "dyna.trust_decay",
     "agent.gamma",
+    "agent.gamma_start",
+    "agent.reset_keep",
+    "agent.reset_until",
+    "agent.token_dropout",
     "agent.tau",
     "agent.alpha",
     "agent.beta",
@@ -50,6 +61,8 @@ _FRACTIONS = {
     "agent.epsilon_share",
 }
 _MAY_BE_ZERO = {
+    "agent.value_range",
+    "agent.weight_decay",
     "world_model.weight_decay",
     "world_model.motion_weight",
     "world_model.eventness_weight",
@@ -92,7 +105,7 @@ def check(config: Config) -> None:
             "(--loop.warmup-steps)"
         )
     few = max(
-        config.env.num_envs * (4 + config.agent.n_step),
+        config.env.num_envs * (4 + config.agent.longest_return),
         config.agent.batch_size,
         config.world_model.batch_size,
         config.world_model.rollout_batch_size if config.world_model.rollout_steps > 1 else 0,
@@ -115,7 +128,24 @@ def check(config: Config) -> None:
             f"--dyna.share {dyna.share}: of a batch of {config.agent.batch_size} at least one row "
             "must be imagined and one real"
         )
+    _check_value_range(config.agent)
     _check_networks(config)
+
+
+def _check_value_range(agent: AgentConfig) -> None:
+    """The bins must hold at least the rewards (signs) of one return, or no target is learnable."""
+    if agent.value_head == "scalar":
+        return
+    if not math.isfinite(agent.value_limit):
+        raise UserError("--agent.value-range 0: needs --agent.gamma below 1; or give a range")
+    step = max(1, agent.anneal_updates // 100)
+    starts = {returns(update, agent) for update in range(0, agent.anneal_updates + 1, step)}
+    most = max(sum(gamma**k for k in range(n_step)) for n_step, gamma in starts)
+    if agent.value_limit < most:
+        raise UserError(
+            f"--agent.value-range {agent.value_range}: the rewards of one return add up to "
+            f"{most:.2f}; must be at least that, or 0"
+        )
 
 
 def _check_number(name: str, value: object) -> None:

@@ -72,15 +72,30 @@ PRESETS: dict[str, Config] = {
         steps=100_000,
         tokenizer=TokenizerConfig(kind="patch", channels=64, residual_blocks=4, train_steps=3000),
         world_model=WorldModelConfig(tubelet=(4, 2, 2), copy_gate=True, batch_size=32, every=16),
+        # The numbers of BBF (Schwarzer et al. 2023, its BBF.gin) unless said otherwise.
         agent=AgentConfig(
             tubelet=(4, 2, 2),
             n_step=3,
-            tau=0.005,
+            n_step_start=10,
             gamma=0.997,
+            gamma_start=0.97,
+            anneal_updates=10_000,
+            tau=0.005,
+            act_with_target=True,
             epsilon_steps=2_000,
             epsilon_end=0.0,
-            batch_size=64,
+            batch_size=32,
             every=1,
+            updates=2,
+            reset_every=20_000,
+            reset_until=0.5,  # 100k of its 200k updates
+            reset_keep=0.5,
+            value_head="hl_gauss",  # better than its c51 on Atari: Farebrother et al. 2024
+            bins=51,
+            value_range=10.0,
+            shift=1,  # its 4 pixels (DrQ: Yarats et al. 2021) are a cell
+            adam_epsilon=1.5e-4,  # that of DER (van Hasselt et al. 2019)
+            weight_decay=0.1,
         ),
         loop=LoopConfig(warmup_steps=4_000, eval_every=25_000),
     ),

@@ -99,7 +99,8 @@ class TrainStep:
     Args:
         module: what is trained; parameters with ``requires_grad=False`` are left alone.
         loss: takes the batch (a NamedTuple of tensors, or one tensor) to ``(loss, metrics)``.
-        learning_rate, weight_decay: AdamW (Loshchilov & Hutter 2019).
+        learning_rate, weight_decay, epsilon: AdamW (Loshchilov & Hutter 2019).
+        decay_vectors: let parameters of one axis (biases, gains) decay too.
         grad_clip: largest L2 norm of the whole gradient.
         autocast: run the loss under bfloat16 autocast.
         after: called after the optimiser within the step (a target network's soft update).
@@ -112,6 +113,8 @@ class TrainStep:
         *,
         learning_rate: float,
         weight_decay: float = 0.0,
+        epsilon: float = 1e-8,
+        decay_vectors: bool = True,
         grad_clip: float,
         autocast: bool = False,
         after: Callable[[], None] | None = None,
@@ -125,9 +128,15 @@ class TrainStep:
         self._batch_type: Callable[..., Any] = lambda tensor: tensor
         # A tensor learning rate can change between replays of a captured graph.
         cuda = device.type == "cuda"
+        groups: list[dict[str, Any]] = [{"params": self._parameters}]
+        if weight_decay and not decay_vectors:
+            groups = [{"params": [p for p in self._parameters if p.dim() > 1]}]
+            vectors = [p for p in self._parameters if p.dim() <= 1]
+            groups.append({"params": vectors, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
-            self._parameters,
+            groups,
             lr=torch.tensor(learning_rate, device=device) if cuda else learning_rate,
+            eps=epsilon,
             weight_decay=weight_decay,
             fused=True,
             capturable=cuda,
@@ -150,6 +159,12 @@ class TrainStep:
                 group["lr"].fill_(learning_rate)
             else:
                 group["lr"] = learning_rate
+
+    def forget(self) -> None:
+        """Zero the optimiser's moments and counts in place, also for a captured graph."""
+        for entries in self.optimizer.state.values():
+            for value in entries.values():
+                value.zero_()
 
     def _update(self, *tensors: Tensor) -> Metrics:
         with self._autocast:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from wmfast.agent import epsilon, importance_exponent
+from wmfast.agent import epsilon, importance_exponent, reset_due, returns
 from wmfast.build import Parts, build, use_cores
 from wmfast.closing import Summary
 from wmfast.config import Config, WorldModelConfig
@@ -62,7 +62,7 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
         collect(parts)
         if config.dyna.share and due(parts, config.dyna.every):
             dream(parts)
-        for _ in range(due(parts, config.agent.every)):
+        for _ in range(due(parts, config.agent.every) * config.agent.updates):
             train_agent(parts)
         for _ in range(due(parts, config.world_model.every) if every.mode == "frozen" else 0):
             train_world_model(parts)
@@ -90,13 +90,16 @@ def collect(parts: Parts) -> None:
 def train_agent(parts: Parts) -> None:
     """One double-DQN update on a prioritized batch; its TD errors are the new priorities."""
     config, counters = parts.config, parts.counters
+    if reset_due(counters.agent_updates, counters.env_step, config.agent, total=config.steps):
+        reset_agent(parts)
+    n_step, gamma = returns(counters.agent_updates - counters.agent_reset_at, config.agent)
     beta = importance_exponent(
         counters.env_step, config.agent, warmup=config.loop.warmup_steps, total=config.steps
     )
     with parts.clock("agent"):
         imagined = parts.dreams.share_of(config.agent.batch_size) if config.dyna.share else 0
         real = config.agent.batch_size - imagined
-        batch, index = parts.sampler.transitions(real, beta=beta)
+        batch, index = parts.sampler.transitions(real, beta=beta, n_step=n_step, gamma=gamma)
         if imagined:
             seed = (config.seed, counters.agent_updates)
             batch = joined(batch, parts.dreams.draw(imagined, seed))
@@ -105,6 +108,15 @@ def train_agent(parts: Parts) -> None:
         parts.replay.update_priorities(index, priority_b.cpu().numpy())
         parts.averager.add("agent/train", metrics)
     counters.agent_updates += 1
+
+
+def reset_agent(parts: Parts) -> None:
+    """Reset the agent's networks and its optimiser; returns are annealed from here again."""
+    parts.settle()  # the world model's update draws from the generator that the reset borrows
+    counters = parts.counters
+    parts.agent.reset(counters.agent_updates // parts.config.agent.reset_every)
+    parts.agent_step.forget()
+    counters.agent_reset_at = counters.agent_updates
 
 
 def dream(parts: Parts) -> None:
