@@ -5,13 +5,21 @@
 and the backward adds the gradients of the keys in place, where autograd would pad each frame's part
 with zeros to the full length.
 
+Short frames share a call, with a mask that adds -inf to the scores of keys that a row may not see.
+That alone would not do where such a key brings a score, or a gradient of one, that is infinite or
+NaN: inf - inf and 0 * inf are NaN. ``forward`` and ``backward`` look for this, by one norm of each
+input, and then repeat the call of the same shape with the keys in question zero for the rows before
+them. So a row has the same bits whatever later frames hold. ``slices`` wants finite inputs there.
+
 Shapes as in ``film_attention``; ``frame`` is a plain number (Lk or more: no frames).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +70,55 @@ def unseen(start: int, stop: int, keys: int, q: Tensor, k: Tensor, frame: int) -
     return zero.masked_fill_(later, -math.inf)
 
 
+def pieces(
+    chunk: tuple[int, int, int],
+    frame: int,
+    rows: tuple[Tensor, ...],
+    keys: tuple[Tensor, Tensor],
+    scale: float,
+) -> list[tuple[int, int]]:
+    """The rows [start, stop) of a chunk in parts that are to be blind for what follows them.
+
+    ``rows``: those of q, and in the backward of do, o, lse; ``keys``: all of k, v. A part ends
+    before each frame that could bring earlier rows of the chunk an infinite or NaN score or
+    gradient. For any set of products |sum a_d b_d| <= |a| |b|, so finite norms with a product far
+    below overflow bring none.
+    """
+    start, stop, end_of_keys = chunk
+    first = end_of_keys - stop  # the position of query 0
+    if _tame(rows, [x[:, :, first + start : end_of_keys] for x in keys], scale):
+        return [(start, stop)]
+    ends = [
+        end
+        for end in range((first + start) // frame * frame + frame - first, stop, frame)
+        if not _tame(
+            [x[:, :, : end - start] for x in rows],
+            [x[:, :, first + end : first + end + frame] for x in keys],
+            scale,
+        )
+    ]
+    return list(itertools.pairwise([start, *ends, stop]))
+
+
+def _tame(rows: Sequence[Tensor], keys: Sequence[Tensor], scale: float) -> bool:
+    """Whether the scores of these rows and keys, and the gradients of these, are surely finite."""
+    wide = torch.promote_types(keys[0].dtype, torch.float32)
+    q, *rest = (torch.linalg.vector_norm(x, dtype=wide).item() for x in rows)
+    k, v = (torch.linalg.vector_norm(x, dtype=wide).item() for x in keys)
+    largest = [q * k * max(scale, 1), v]
+    if rest:
+        do, o, lse = rest
+        largest += [do * v, do * o, lse]
+    limit = torch.finfo(wide).max / 4
+    return all(0 <= x < limit for x in largest)  # NaN is not
+
+
+def known(x: Tensor, keys: int, stop: int) -> Tensor:
+    """The first ``keys`` positions of x (B, N, Lk, D), zero from ``stop`` on."""
+    x = x[:, :, :keys]
+    return x if stop == keys else F.pad(x[:, :, :stop], (0, 0, 0, keys - stop))
+
+
 def slices(
     q: Tensor,
     k: Tensor,
@@ -99,19 +156,24 @@ def forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """On a CPU: the answer (B, N, Lq, D) and the natural log-sum-exp of the scores (B, N, Lq)."""
-    q, k, v = (_dense_rows(x) for x in (film(q, gamma, beta), k, v))
+    q, k, v = (_dense_rows(x) for x in (q, k, v))
     o = like_rows(q)
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for start, stop, keys in chunks(q.shape[2], k.shape[2], frame):
-        o[:, :, start:stop], lse[:, :, start:stop] = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[:, :, start:stop],
-                k[:, :, :keys],
-                v[:, :, :keys],
-                attn_mask=unseen(start, stop, keys, q, k, frame),
+    for chunk in chunks(q.shape[2], k.shape[2], frame):
+        start, stop, keys = chunk
+        filmed = film(q[:, :, start:stop], gamma, beta)  # still in the cache when it is read
+        mask = unseen(*chunk, q, k, frame)
+        parts = [(start, stop)] if mask is None else pieces(chunk, frame, (filmed,), (k, v), scale)
+        for begin, end in parts:
+            o_part, lse_part = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                filmed,
+                known(k, keys, keys - stop + end),
+                known(v, keys, keys - stop + end),
+                attn_mask=mask,
                 scale=scale,
             )
-        )
+            o[:, :, begin:end] = o_part[:, :, begin - start : end - start]
+            lse[:, :, begin:end] = lse_part[:, :, begin - start : end - start]
     return o, lse
 
 
@@ -128,37 +190,71 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """On a CPU: the gradients of q, k, v, and of gamma and beta stacked, float32 (2, B, N, D)."""
-    filmed, k, v, do = (_dense_rows(x) for x in (film(q, gamma, beta), k, v, do))
+    q, k, v, do = (_dense_rows(x) for x in (q, k, v, do))
     dq, dk, dv = like_rows(q), k.new_empty(0), v.new_empty(0)
+    dfilm = no_film_gradient(q)
+    if gamma is not None or beta is not None:
+        dfilm = dfilm.new_zeros((2, *dfilm.shape[1:]))
     # The last chunk reads all keys, so its gradients are the buffers that the others add to.
-    for start, stop, keys in reversed(list(chunks(q.shape[2], k.shape[2], frame))):
-        dq[:, :, start:stop], dk_part, dv_part = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                do[:, :, start:stop],
-                filmed[:, :, start:stop],
-                k[:, :, :keys],
-                v[:, :, :keys],
-                o[:, :, start:stop],
-                lse[:, :, start:stop],
-                0.0,
-                False,
-                attn_mask=unseen(start, stop, keys, q, k, frame),
-                scale=scale,
-            )
-        )
-        if keys == k.shape[2]:
-            dk, dv = dk_part, dv_part
-        else:
-            dk[:, :, :keys] += dk_part
-            dv[:, :, :keys] += dv_part
-    if gamma is None and beta is None:
-        return dq, dk, dv, no_film_gradient(q)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    dq_wide = dq.to(wide)
-    dfilm = torch.stack([(dq_wide * q).sum(2), dq_wide.sum(2)])
-    if gamma is not None:
-        dq = dq_wide.mul_(1 + gamma.to(wide).unsqueeze(2)).to(q.dtype)
+    for chunk in reversed(list(chunks(q.shape[2], k.shape[2], frame))):
+        start, stop, keys = chunk
+        filmed = film(q[:, :, start:stop], gamma, beta)
+        rows = (filmed, *(x[:, :, start:stop] for x in (do, o, lse)))
+        mask = unseen(*chunk, q, k, frame)
+        parts = [(start, stop)]
+        if mask is not None:
+            parts = pieces(chunk, frame, (*rows[:3], rows[3].unsqueeze(-1)), (k, v), scale)
+        for begin, end in reversed(parts):
+            seen, part = keys - stop + end, slice(begin - start, end - start)
+            dq_part, dk_part, dv_part = _backward_call(rows, k, v, keys, seen, mask, scale)
+            dq_part = dq_part[:, :, part]
+            if len(parts) > 1:  # what other rows give the keys is no business of this part
+                part_rows = tuple(x[:, :, part] for x in rows)
+                part_mask = unseen(begin, end, seen, q, k, frame)
+                dk_part, dv_part = _backward_call(part_rows, k, v, seen, seen, part_mask, scale)[1:]
+            if seen == k.shape[2]:
+                dk, dv = dk_part, dv_part
+            else:
+                dk[:, :, :seen] += dk_part
+                dv[:, :, :seen] += dv_part
+            if dfilm.numel():
+                dq_part = _film_gradient(dq_part, q[:, :, begin:end], gamma, dfilm)
+            dq[:, :, begin:end] = dq_part
     return dq, dk, dv, dfilm
+
+
+def _backward_call(
+    rows: tuple[Tensor, ...],
+    k: Tensor,
+    v: Tensor,
+    keys: int,
+    seen: int,
+    mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of these rows' q, and of the first ``keys`` of k and v, which end at ``seen``."""
+    q, do, o, lse = rows
+    found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        do,
+        q,
+        known(k, keys, seen),
+        known(v, keys, seen),
+        o,
+        lse,
+        0.0,
+        False,
+        attn_mask=mask,
+        scale=scale,
+    )
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def _film_gradient(dq: Tensor, q: Tensor, gamma: Tensor | None, dfilm: Tensor) -> Tensor:
+    """The gradient of q from that of the modulated q; adds those of gamma and beta to ``dfilm``."""
+    wide = dq.to(dfilm.dtype)
+    dfilm[0] += (wide * q).sum(2)
+    dfilm[1] += wide.sum(2)
+    return dq if gamma is None else wide.mul(1 + gamma.to(dfilm.dtype).unsqueeze(2)).to(dq.dtype)
 
 
 def like_rows(x: Tensor) -> Tensor:
