@@ -14,7 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from wmfast.kernels import launch
-from wmfast.kernels.dispatch import choose_body
+from wmfast.kernels.dispatch import Body, choose_body
+
+_BODIES: tuple[Body, ...] = ("triton", "torch")
 
 
 def code_sums_reference(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
@@ -26,9 +28,10 @@ def code_sums_reference(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, T
 def code_sums(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
     """Counts float32 (codes,) and sums float32 (codes, D), the same bits every time.
 
-    x (N, D) float32, finite (elsewhere a NaN may spoil other codes too); index (N,) int64 in
-    [0, codes). Not differentiable. Raises ValueError for shapes and TypeError for dtypes that don't
-    fit.
+    x (N, D) float32; index (N,) int64 in [0, codes). On a CPU an infinity or NaN stays in the sum
+    of its code; in Triton it may spoil others, as may values beyond bfloat16's largest, 3.3895e38.
+    Not differentiable. Raises ValueError for shapes and TypeError for dtypes that don't fit, and
+    what ``choose_body`` raises for ``WMFAST_KERNELS``.
     """
     if x.ndim != 2 or index.shape != x.shape[:1] or codes < 1:
         raise ValueError(
@@ -47,8 +50,13 @@ def _code_sums_torch(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tens
     return count, x_nd.new_zeros(codes, x_nd.shape[1]).index_add_(0, index, x_nd)
 
 
+def _code_sums_cpu(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
+    choose_body("code_sums", x.device, _BODIES)  # refuses what can't be had, as on a GPU
+    return _code_sums_torch(x, index, codes)
+
+
 def _code_sums_cuda(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
-    body = choose_body("code_sums", x.device, ("triton", "torch"))
+    body = choose_body("code_sums", x.device, _BODIES)
     if body == "torch" or not launch.supported(x.device):
         return _code_sums_torch(x, index, codes)
     from wmfast.kernels.code_sums_triton import code_sums_triton
@@ -63,6 +71,6 @@ def _code_sums_fake(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tenso
 torch.library.define(
     "wmfast::code_sums", "(Tensor x, Tensor index, SymInt codes) -> (Tensor, Tensor)"
 )
-torch.library.impl("wmfast::code_sums", "CPU", _code_sums_torch)
+torch.library.impl("wmfast::code_sums", "CPU", _code_sums_cpu)
 torch.library.impl("wmfast::code_sums", "CUDA", _code_sums_cuda)
 torch.library.register_fake("wmfast::code_sums", _code_sums_fake)

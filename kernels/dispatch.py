@@ -20,7 +20,7 @@ def choose_body(op: str, device: torch.device, bodies: tuple[Body, ...]) -> Body
     Raises ValueError for an unknown ``WMFAST_KERNELS`` and RuntimeError where ``triton`` is asked
     for but ``op`` has no Triton body, or the tensors are not on a CUDA device.
     """
-    wanted = os.environ.get("WMFAST_KERNELS", "auto")
+    wanted = os.environ.get("WMFAST_KERNELS") or "auto"  # empty: as if not set, like WMFAST_CPU
     if wanted == "torch":
         return "torch"
     if wanted == "auto":

@@ -43,8 +43,11 @@ _SLACK = 1.05  # for the rounding of the bound itself
 
 
 def nearest_code_reference(x: Tensor, codebook: Tensor) -> Tensor:
-    """The truth, in float64: int64 (...) for x (..., D) and codebook (K, D)."""
-    difference = x.double().unsqueeze(-2) - codebook.double()  # (..., K, D)
+    """The truth, in float64: int64 (...) for x (..., D) and codebook (K, D).
+
+    Contiguous before it is summed: the order of a sum, so its last bit, would follow the strides.
+    """
+    difference = (x.double().unsqueeze(-2) - codebook.double()).contiguous()  # (..., K, D)
     distance = difference.square().sum(-1)
     return distance.nan_to_num(nan=math.inf, posinf=math.inf).argmin(-1)
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
-from wmfast.kernels import film_attention, nearest_code, nearest_code_reference
+from wmfast.kernels import code_sums, film_attention, nearest_code, nearest_code_reference
 from wmfast.kernels.dispatch import choose_body
 
 # The module, which the function of the same name hides as an attribute of the package.
@@ -65,6 +65,30 @@ def test_float32_alone_would_be_wrong_on_the_near_ties() -> None:
     naive = torch.addmm(codebook.square().sum(1), x, codebook.t(), alpha=-2).argmin(1)
     assert not torch.equal(naive, nearest_code_reference(x, codebook))
     assert torch.equal(nearest_code(x, codebook), nearest_code_reference(x, codebook))
+
+
+def test_the_reference_does_not_depend_on_strides() -> None:
+    """Reordered copies of one code are equally far from a constant vector but for the last bit."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(300, generator=generator)
+        codebook = torch.stack([values[torch.randperm(300, generator=generator)] for _ in range(9)])
+        x = torch.full((5, 300), 0.1)
+        expected = nearest_code_reference(x, codebook)
+        assert torch.equal(nearest_code_reference(x.t().contiguous().t(), codebook), expected)
+        assert torch.equal(nearest_code_reference(x, codebook.t().contiguous().t()), expected)
+
+
+def test_code_sums_of_what_is_large_or_not_finite() -> None:
+    x, index = torch.ones(6, 2), torch.tensor([0, 1, 1, 2, 3, 3])
+    largest = torch.finfo(torch.float32).max
+    x[0, 0], x[1, 0], x[3, 1], x[4:, 0] = largest, math.inf, math.nan, largest
+    count, total = code_sums(x, index, 5)
+    assert count.tolist() == [1, 2, 1, 2, 0]
+    want = [[largest, 1], [math.inf, 2], [1, math.nan], [math.inf, 2], [0, 0]]
+    torch.testing.assert_close(total, torch.tensor(want), rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(TypeError, match="float64"):
+        code_sums(x.double(), index, 5)
 
 
 def test_more_rows_than_a_chunk() -> None:
@@ -194,14 +218,16 @@ def test_opcheck_and_one_compiled_graph() -> None:
     assert torch.equal(compiled(x, codebook), nearest_code(x, codebook))
 
 
-@pytest.mark.parametrize("op", ["nearest_code", "film_attention"])
+@pytest.mark.parametrize("op", ["nearest_code", "film_attention", "code_sums"])
 def test_wmfast_kernels_chooses_the_body(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def call() -> Tensor:
         if op == "nearest_code":
             return nearest_code(torch.ones(2, 3), torch.ones(4, 3))
+        if op == "code_sums":
+            return code_sums(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), 4)[1]
         return film_attention(*torch.ones(3, 1, 1, 2, 4), None, None)
 
-    for value in ("auto", "torch"):
+    for value in ("auto", "torch", ""):  # empty counts as not set, as WMFAST_CPU does
         monkeypatch.setenv("WMFAST_KERNELS", value)
         call()
     monkeypatch.setenv("WMFAST_KERNELS", "triton")
