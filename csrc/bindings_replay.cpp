@@ -105,6 +105,17 @@ std::int64_t update_priorities(TokenReplay& replay, const py::object& index,
   return replay.update_priorities(view<std::int64_t>(ids), view<double>(values));
 }
 
+std::int64_t rewrite(TokenReplay& replay, const py::object& index, const py::object& frames) {
+  const auto count = static_cast<py::ssize_t>(py::len(index));
+  const auto ids = short_vector<std::int64_t>(index, "index", count, "iu", "an integer type");
+  Shape full{count};
+  for (const std::int64_t axis : replay.options().frame_shape) full.push_back(axis);
+  const Shape flat{count, static_cast<py::ssize_t>(replay.frame_tokens())};
+  const py::array array = exact_array(frames, token_dtype(replay), "frames", {flat, full});
+  const GilReleased release;
+  return replay.rewrite(view<std::int64_t>(ids), tokens_of(array));
+}
+
 py::array_t<EpisodeRecord> episodes(const TokenReplay& replay) {
   std::vector<EpisodeRecord> found;
   {
@@ -127,6 +138,8 @@ py::dict stats(const TokenReplay& replay) {
   result["drawable"] = stats.drawable;
   result["episodes"] = stats.episodes;
   result["inserts"] = stats.inserts;
+  result["rewritten"] = stats.rewritten;
+  result["forgotten"] = stats.forgotten;
   result["samples"] = stats.sampled;
   result["sampled"] = stats.sampled;  // the name of old
   result["mean_sample_age"] = stats.mean_sample_age;
@@ -216,6 +229,8 @@ void bind_replay(py::module_& module) {
            "batch_size"_a, "length"_a, py::kw_only(), "recent"_a = py::none(), "out"_a = py::none())
       .def("update_priorities", &update_priorities, docstring("TokenReplay.update_priorities"),
            "index"_a, "priority"_a)
+      .def("rewrite", &rewrite, docstring("TokenReplay.rewrite"), "index"_a, "frames"_a)
+      .def("forget", &TokenReplay::forget, docstring("TokenReplay.forget"), "before_id"_a, release)
       .def("save", &TokenReplay::save, docstring("TokenReplay.save"), "path"_a, release)
       .def_static("load", &TokenReplay::load, docstring("TokenReplay.load"), "path"_a, release)
       .def("stats", &stats, docstring("TokenReplay.stats"))

@@ -68,6 +68,10 @@ std::uint64_t ReplayHeader::check_of_fixed() const {
   return sum.value();
 }
 
+std::uint64_t ReplayHeader::oldest() const {
+  return std::max(steps - std::min(steps, kept), forgotten & kSealedMask);
+}
+
 double ReplayHeader::largest_leaf() const {
   return std::numeric_limits<double>::max() / (2.0 * static_cast<double>(rows()));
 }
@@ -120,6 +124,7 @@ RowStore::RowStore(const ReplayHeader& header, Isa isa)
 
 RowStore::RowStore(const std::filesystem::path& path, const ReplayHeader& wanted, Isa isa)
     : RowStore(wanted, create_or_open(path, wanted), true, isa) {
+  finish_rewrite();
   verify();
   // A process killed in the middle of a commit has left the check of the step before; another kill
   // there must not find it two steps behind.
@@ -192,7 +197,8 @@ void RowStore::make_free(std::uint32_t index) {
   std::ranges::push_heap(free_finals_, std::greater<>());
 }
 
-std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const {
+std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step, std::uint8_t bits,
+                                  const std::byte* frame) const {
   Checksum sum;
   sum.add_word(step);  // a page that never reached the disk may hold a sound row of the last lap
   const RowHead& fields = head(row);
@@ -200,13 +206,35 @@ std::uint64_t RowStore::row_check(std::size_t row, std::uint64_t step, std::uint
   sum.add_word(std::bit_cast<std::uint32_t>(fields.reward));
   sum.add_word(static_cast<std::uint64_t>(fields.since) << 8 | fields.zero);
   sum.add_word(bits);
-  sum.add({frame(row), stride_ - head_bytes_});
+  sum.add({frame, frame_bytes()});
   if (const auto index = final_of(row)) sum.add({final_frame(*index), codec_.stored_bytes()});
   return sum.value();
 }
 
 void RowStore::seal(std::size_t row, std::uint64_t step) {
   if (row_check_ != nullptr) row_check_[row] = row_check(row, step, bits(row));
+}
+
+void RowStore::rewrite_frame(std::uint64_t env, std::uint64_t step, const std::byte* frame_in) {
+  const std::size_t target = row(env, slot_of(step));
+  const std::size_t spare = row(env, slot_of(header_->steps));
+  codec_.pack(frame_in, frame(spare));  // in memory too: equal calls, equal snapshots
+  if (row_check_ == nullptr) {
+    std::memcpy(frame(target), frame(spare), frame_bytes());
+    return;
+  }
+  row_check_[spare] = row_check(target, step, bits(target), frame(spare));
+  const std::atomic_ref<std::uint64_t> rewriting(header_->rewriting);
+  rewriting.store(target + 1, std::memory_order_release);
+  std::atomic_thread_fence(std::memory_order_release);  // no store of the copy before that one
+  std::memcpy(frame(target), frame(spare), frame_bytes());
+  row_check_[target] = row_check_[spare];
+  rewriting.store(0, std::memory_order_release);
+}
+
+void RowStore::forget_before(std::uint64_t step) {
+  std::atomic_ref<std::uint64_t>(header_->forgotten)
+      .store(sealed_step(step), std::memory_order_release);
 }
 
 void RowStore::commit() {
@@ -237,11 +265,17 @@ std::vector<RowStore::Run> RowStore::used_runs() {
 void RowStore::rebuild_free_finals() {
   if (finals_ == nullptr) return;
   const std::uint64_t steps = header_->steps;
-  const std::uint64_t oldest = steps - std::min(steps, header_->kept);
+  const std::uint64_t present = steps - std::min(steps, header_->kept);
+  const std::uint64_t oldest = header_->oldest();
   std::vector<bool> taken(header_->final_slots, false);
   for (std::uint64_t env = 0; env < header_->num_envs; ++env) {
-    for (std::uint64_t step = oldest; step < steps; ++step) {
-      if (const auto index = final_of(row(env, slot_of(step)))) taken[*index] = true;
+    for (std::uint64_t step = present; step < steps; ++step) {
+      const std::size_t at = row(env, slot_of(step));
+      if (step < oldest) {
+        final_of_field(at) = 0;  // forgotten; a killed process may not have got to freeing it
+      } else if (const auto index = final_of(at)) {
+        taken[*index] = true;
+      }
     }
     // The spare row: a killed process may have been writing it.
     final_of_field(row(env, slot_of(steps))) = 0;

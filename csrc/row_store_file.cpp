@@ -1,5 +1,6 @@
 // The mapped file of a RowStore: made, taken over, verified.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -102,6 +103,24 @@ bool RowStore::is_whole(std::size_t row, std::uint64_t step) const {
              row_check(row, step, static_cast<std::uint8_t>(now & ~row_bits::kTruncated));
 }
 
+// A process killed in rewrite_frame has announced a frame that lies whole in the spare row.
+void RowStore::finish_rewrite() {
+  if (header_->rewriting == 0) return;
+  const std::uint64_t target = header_->rewriting - 1;
+  const std::uint64_t env = target / slots_, slot = target % slots_;
+  const std::uint64_t spare_slot = slot_of(header_->steps);
+  const std::uint64_t back = (spare_slot + slots_ - slot) % slots_;  // steps behind the next one
+  const bool stored = env < header_->num_envs && back != 0 && back <= header_->steps;
+  const std::size_t spare = row(stored ? env : 0, spare_slot);
+  if (!stored ||
+      row_check_[spare] != row_check(target, header_->steps - back, bits(target), frame(spare))) {
+    throw DamagedFile(file_->path(), "damaged header");
+  }
+  std::memcpy(frame(target), frame(spare), frame_bytes());
+  row_check_[target] = row_check_[spare];
+  std::atomic_ref<std::uint64_t>(header_->rewriting).store(0, std::memory_order_release);
+}
+
 void RowStore::verify() const {
   const ReplayHeader& header = *header_;
   const std::filesystem::path& path = file_->path();
@@ -109,10 +128,13 @@ void RowStore::verify() const {
                         header.steps_check == check_of_steps(header.steps - 1);
   const bool priority_ok = header.max_priority >= 0.0 && std::isfinite(header.max_priority) &&
                            std::pow(header.max_priority, header.alpha) <= header.largest_leaf();
-  if (!steps_ok || header.final_slots > header.rows() || !priority_ok || header.rng == RngState{}) {
+  const std::uint64_t first = header.forgotten & kSealedMask;
+  const bool forgotten_ok = header.forgotten == sealed_step(first) && first <= header.steps;
+  if (!steps_ok || header.final_slots > header.rows() || !priority_ok || !forgotten_ok ||
+      header.rng == RngState{}) {
     throw DamagedFile(path, "damaged header");
   }
-  const std::uint64_t oldest = header.steps - std::min(header.steps, header.kept);
+  const std::uint64_t oldest = header.oldest();
   std::vector<bool> taken(header.same_step ? header.final_slots : 0, false);
   for (std::uint64_t env = 0; env < header.num_envs; ++env) {
     for (std::uint64_t step = oldest; step < header.steps; ++step) {

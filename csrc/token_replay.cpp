@@ -75,10 +75,7 @@ void TokenReplay::build_trees(bool revive) {
   priority_tree_->rebuild();
 }
 
-std::uint64_t TokenReplay::oldest() const {
-  const ReplayHeader& header = store_.header();
-  return header.steps - std::min(header.steps, header.kept);
-}
+std::uint64_t TokenReplay::oldest() const { return store_.header().oldest(); }
 
 std::size_t TokenReplay::row_at(std::uint64_t env, std::uint64_t step) const {
   return store_.row(env, store_.slot_of(step));
@@ -117,29 +114,12 @@ void TokenReplay::require_step(const StepInput& step) const {
     throw std::invalid_argument(std::string(field) + " has " + std::to_string(have) +
                                 " elements, should have " + std::to_string(want));
   };
-  const FrameCodec& codec = store_.codec();
   const auto tokens = [&](const char* field, const ConstTokenSpan& frames, std::size_t env) {
     const std::byte* frame = frames.at(env * tokens_);
-    const std::uint16_t largest = codec.largest(frame);
-    if (largest < options_.vocab_size) return;
-    const auto token = [&](std::size_t i) {
-      std::uint16_t value = 0;
-      std::memcpy(&value, frame + i * codec.token_bytes(), codec.token_bytes());
-      return value;
-    };
-    std::size_t at = 0;
-    while (token(at) != largest) ++at;
-    fail(field, env,
-         "has token " + std::to_string(largest) + " at position " + std::to_string(at) +
-             ", allowed are 0 to " + std::to_string(options_.vocab_size - 1));
+    if (store_.codec().largest(frame) < options_.vocab_size) return;
+    require_tokens_of(std::string(field) + "[env " + std::to_string(env) + "]", frame);
   };
-  const auto width = [&](const char* field, const ConstTokenSpan& frames) {
-    if (frames.token_bytes() == codec.token_bytes()) return;
-    throw std::invalid_argument(std::string(field) + " has tokens of " +
-                                std::to_string(frames.token_bytes()) + " bytes, this buffer has " +
-                                std::to_string(codec.token_bytes()));
-  };
-  width("frames", step.frames);
+  require_width("frames", step.frames);
   size("frames", step.frames.size(), envs_ * tokens_);
   size("actions", step.actions.size(), envs_);
   size("rewards", step.rewards.size(), envs_);
@@ -153,7 +133,7 @@ void TokenReplay::require_step(const StepInput& step) const {
           "final_frames is given, but autoreset is next_step: the final frame comes as the next "
           "row");
     }
-    width("final_frames", step.final_frames);
+    require_width("final_frames", step.final_frames);
     size("final_frames", step.final_frames.size(), envs_ * tokens_);
   }
   for (std::size_t env = 0; env < envs_; ++env) {
@@ -172,6 +152,29 @@ void TokenReplay::require_step(const StepInput& step) const {
       tokens("final_frames", step.final_frames, env);
     }
   }
+}
+
+void TokenReplay::require_width(const char* field, const ConstTokenSpan& frames) const {
+  if (frames.token_bytes() == store_.codec().token_bytes()) return;
+  throw std::invalid_argument(std::string(field) + " has tokens of " +
+                              std::to_string(frames.token_bytes()) + " bytes, this buffer has " +
+                              std::to_string(store_.codec().token_bytes()));
+}
+
+void TokenReplay::require_tokens_of(const std::string& field, const std::byte* frame) const {
+  const FrameCodec& codec = store_.codec();
+  const std::uint16_t largest = codec.largest(frame);
+  if (largest < options_.vocab_size) return;
+  const auto token = [&](std::size_t i) {
+    std::uint16_t value = 0;
+    std::memcpy(&value, frame + i * codec.token_bytes(), codec.token_bytes());
+    return value;
+  };
+  std::size_t at = 0;
+  while (token(at) != largest) ++at;
+  throw std::invalid_argument(field + " has token " + std::to_string(largest) + " at position " +
+                              std::to_string(at) + ", allowed are 0 to " +
+                              std::to_string(options_.vocab_size - 1));
 }
 
 void TokenReplay::add(const StepInput& step) {
@@ -246,17 +249,20 @@ void TokenReplay::apply_cut() {
     const std::size_t row = row_at(env, newest);
     if ((store_.bits(row) & row_bits::kFinal) || store_.final_of(row)) continue;
     if (store_.since(row) > 0) {
-      const std::size_t before = row_at(env, newest - 1);
-      change_bits(before, store_.bits(before) | row_bits::kTruncated);
+      const std::uint8_t before = store_.bits(row_at(env, newest - 1));
+      change_bits(env, newest - 1, before | row_bits::kTruncated);
     }
-    change_bits(row, row_bits::kFinal);
+    change_bits(env, newest, row_bits::kFinal);
   }
 }
 
-// Of a stored row.
-void TokenReplay::change_bits(std::size_t row, std::uint8_t bits) {
-  ended_ -= store_.bits(row) & row_bits::kEnded ? 1u : 0u;
-  ended_ += bits & row_bits::kEnded ? 1u : 0u;
+// Of a row that is stored, or forgotten and not overwritten yet.
+void TokenReplay::change_bits(std::uint64_t env, std::uint64_t step, std::uint8_t bits) {
+  const std::size_t row = row_at(env, step);
+  if (step >= oldest()) {
+    ended_ -= store_.bits(row) & row_bits::kEnded ? 1u : 0u;
+    ended_ += bits & row_bits::kEnded ? 1u : 0u;
+  }
   store_.set_bits(row, bits);
 }
 

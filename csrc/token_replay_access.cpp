@@ -31,6 +31,8 @@ ReplayStats TokenReplay::stats() const {
   stats.updated = updated_;
   stats.skipped = skipped_;
   stats.inserts = inserted_;
+  stats.rewritten = rewritten_;
+  stats.forgotten = forgotten_;
   stats.fill = share(stats.stored, static_cast<std::uint64_t>(options_.capacity));
   stats.mean_sample_age = share(sampled_age_, sampled_);
   stats.stale_update_share = share(skipped_, updated_ + skipped_);
@@ -51,7 +53,7 @@ TokenReplay::Place TokenReplay::place_of_id(std::size_t i, std::int64_t id) cons
   }
   const auto number = static_cast<std::uint64_t>(id);
   if (number / envs_ < oldest()) {
-    refuse("overwritten, the oldest stored is " + std::to_string(oldest() * envs_));
+    refuse("overwritten or forgotten, the oldest stored is " + std::to_string(oldest() * envs_));
   }
   const Place place{number % envs_, number / envs_, store_.slot_of(number / envs_)};
   if (drawable_[leaf_at(place.env, place.step)] != 0) return place;

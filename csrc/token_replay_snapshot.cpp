@@ -64,6 +64,7 @@ void TokenReplay::save(const std::filesystem::path& path) {
   header.max_priority = now.max_priority;
   header.rng = now.rng;
   header.final_slots = now.final_slots;
+  header.forgotten = now.forgotten;
   HeaderPage page{};
   std::memcpy(page.data(), &header, sizeof(header));
 
@@ -98,6 +99,10 @@ std::unique_ptr<TokenReplay> TokenReplay::load(const std::filesystem::path& path
   std::memcpy(&header, page.data(), sizeof(header));
   check_header(header, kSnapshotMagic, path);
   const std::uint64_t expected = snapshot_bytes(header);
+  const std::uint64_t first = header.forgotten & kSealedMask;
+  if (header.forgotten != sealed_step(first) || first > header.steps) {
+    throw DamagedFile(path, "damaged snapshot: the header's first step is wrong");
+  }
   if (header.final_slots > header.rows() || file.size() != expected) {
     throw DamagedFile(path, "damaged snapshot: it is " + std::to_string(file.size()) +
                                 " bytes long, should be " + std::to_string(expected));
@@ -110,6 +115,7 @@ std::unique_ptr<TokenReplay> TokenReplay::load(const std::filesystem::path& path
   now.max_priority = header.max_priority;
   now.rng = header.rng;
   now.final_slots = header.final_slots;
+  now.forgotten = header.forgotten;
   replay->store_.find_head();
 
   Checksum sum;

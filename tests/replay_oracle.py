@@ -26,10 +26,20 @@ class Oracle:
         self.episodes: list[list[Episode]] = [[] for _ in range(envs)]
         self.steps = 0
         self.was_cut = False
+        self.forgotten = 0  # steps before this one are
 
     @property
     def oldest(self) -> int:
-        return max(0, self.steps - self.kept)
+        return max(0, self.steps - self.kept, self.forgotten)
+
+    def forget(self, before_id: int) -> None:
+        self.forgotten = max(self.forgotten, -(-before_id // len(self.episodes)))
+
+    def rewrite(self, row: int, frame: Frame) -> None:
+        """Of a stored row: the frame of an episode, its final one included."""
+        env, step = row % len(self.episodes), row // len(self.episodes)
+        episode = self.episode_of(env, step)
+        episode.frames[step - episode.first] = frame
 
     def add(self, frames, actions, rewards, terminated, truncated, finals, life_lost) -> None:
         for env, episodes in enumerate(self.episodes):

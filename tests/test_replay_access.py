@@ -49,7 +49,7 @@ def test_one_id_has_no_batch_axis() -> None:
         (-1, IndexError, "is -1: never issued, 200 ids were"),
         (200, IndexError, "is 200: never issued"),
         (10**30, IndexError, f"is {10**30}: never issued"),
-        (119, IndexError, "is 119: overwritten, the oldest stored is 120"),
+        (119, IndexError, "is 119: overwritten or forgotten, the oldest stored is 120"),
         (121, IndexError, "is 121: can't be drawn"),  # its history is gone
         (199, IndexError, "is 199: can't be drawn"),  # its successor is not here yet
         (160, IndexError, "is 160: the final frame of an episode"),

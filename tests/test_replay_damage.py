@@ -17,7 +17,7 @@ ROWS = ENVS * SLOTS
 SECTIONS = {"rows": 16 + 2 * TOKENS + 2, "leaves": 8, "row_check": 8, "finals": 2 * TOKENS}
 FINAL_OF = 12
 # Of the header: what never changes; the count of steps and its check; what may be anything sound.
-COUNTS, MOVING = range(160, 176), range(176, 232)
+COUNTS, MOVING = range(160, 176), range(176, 248)
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,15 @@ def test_a_flip_in_the_header_is_refused_or_changes_no_row(tmp_path, good) -> No
 
 
 def test_header_fields_that_cannot_be_right_are_refused(tmp_path, good) -> None:
-    assert MOVING.stop - MOVING.start == 7 * 8
-    cut_at, max_priority, rng, final_slots = (MOVING.start + 8 * k for k in (0, 1, 2, 6))
+    assert MOVING.stop - MOVING.start == 9 * 8
+    cut_at, max_priority, rng, final_slots, rewriting, forgotten = (
+        MOVING.start + 8 * k for k in (0, 1, 2, 6, 7, 8)
+    )
     for at, bad in {
         max_priority: [np.float64(x).tobytes() for x in (np.nan, np.inf, -1.0, 1e308)],
         rng: [bytes(32)],
+        rewriting: [(1).to_bytes(8, "little"), (ROWS + 1).to_bytes(8, "little"), b"\xff" * 8],
+        forgotten: [(3).to_bytes(8, "little"), b"\xff" * 8],
         final_slots: [(ROWS + 1).to_bytes(8, "little"), b"\xff" * 8],
     }.items():
         for value in bad:

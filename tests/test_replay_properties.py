@@ -24,6 +24,7 @@ STEPS_A_CALL = st.one_of(st.just(1), st.just(1), st.integers(2, 20))
 OBJECT_COUNTS = {  # since the object was made
     *("inserts", "samples", "sampled", "mean_sample_age"),
     *("updated", "skipped", "stale_update_share"),
+    *("rewritten", "forgotten"),
 }
 
 
@@ -213,6 +214,47 @@ class Machine(RuleBasedStateMachine):
         no = np.zeros(self.envs, bool)
         with pytest.raises(ValueError, match=r"has token|is nan"):
             self.subject.add(frames, no * 1, no + np.nan, no, no)
+        with pytest.raises(IndexError, match=f"before_id is {issued + 1}, allowed are 0 to"):
+            self.subject.forget(issued + 1)
+        if not self.same:
+            with pytest.raises(IndexError, match=rf"index\[1\] is {issued}"):
+                self.subject.rewrite([issued - 1, issued], frames[:1].repeat(2, 0) * 0)
+            if self.vocab <= most:
+                with pytest.raises(ValueError, match=rf"frames\[0\] has token {self.vocab}"):
+                    self.subject.rewrite([issued - 1], frames[:1])
+
+    @precondition(lambda self: self.oracle.steps)
+    @rule(backs=st.lists(st.integers(0, 60), max_size=6), new=st.integers(0, 1000))
+    def rewrite(self, backs: list[int], new: int) -> None:
+        """New frames, also of final ones and of rows that are gone; nothing else changes."""
+        issued, envs = self.oracle.steps * self.envs, self.envs
+        ids = np.array([issued - 1 - back % issued for back in backs], dtype=np.int64)
+        numbers = new + np.arange(len(ids))
+        frames = (numbers[:, None] * 104729 + 17 * np.arange(self.tokens)) % self.vocab
+        frames = frames.astype(self.dtype)
+        if self.same:
+            for replay in self.both:
+                with pytest.raises(ValueError, match="autoreset is same_step"):
+                    replay.rewrite(ids, frames)
+            return
+        live = [row // envs >= self.oracle.oldest for row in ids.tolist()]
+        for replay in self.both:
+            assert replay.rewrite(ids, frames) == sum(live)
+        for row, frame, alive in zip(ids.tolist(), frames, live, strict=True):
+            if alive:
+                self.oracle.rewrite(row, frame)
+
+    @precondition(lambda self: self.oracle.steps)
+    @rule(back=st.integers(0, 60))
+    def forget(self, back: int) -> None:
+        issued = self.oracle.steps * self.envs
+        before = max(0, issued - back)
+        stored = issued - self.oracle.oldest * self.envs
+        self.oracle.forget(before)
+        left = issued - self.oracle.oldest * self.envs
+        for replay in self.both:
+            assert replay.forget(before) == stored - left
+        self.follow_rows()
 
     @rule()
     def save_and_load(self) -> None:
@@ -250,7 +292,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "subject"):
             return
         stats = self.subject.stats()
-        stored = min(self.oracle.steps, self.kept) * self.envs
+        stored = (self.oracle.steps - self.oracle.oldest) * self.envs
         assert len(self.subject) == stats["stored"] == stored
         assert stats["added"] == self.oracle.steps * self.envs
         assert stats["drawable"] == len(self.priority)

@@ -177,6 +177,37 @@ class TokenReplay:
             IndexError: an id never issued. ValueError: NaN, inf, negative. Then nothing is applied.
         """
 
+    def rewrite(self, index: npt.ArrayLike, frames: Tokens) -> int:
+        """Replaces stored frames, say because the tokenizer that made them has moved.
+
+        Args:
+            index: (B,) ids; a final frame has one too. Of equal ids the last wins; ids that were
+                overwritten or forgotten are skipped.
+            frames: (B, K) or (B, *frame_shape) of the buffer's dtype, C-contiguous.
+
+        Returns:
+            How many were written. Actions, rewards, flags and priorities stay as they are. In a
+            mapped store a kill at any instruction leaves each row old or new.
+
+        Raises:
+            IndexError: an id never issued. TypeError: a dtype. ValueError: a shape or token, or
+            ``autoreset`` is ``same_step`` (its final frames have no id). Then nothing is written.
+        """
+
+    def forget(self, before_id: int) -> int:
+        """Counts every step with an id below ``before_id`` as overwritten.
+
+        Their rows are not stored any more (``len`` and ``stats`` say so), never drawn, and in no
+        history: a row that needs one of them can't be drawn either. The episodes that go on lose
+        their beginning. Forgets whole steps of all envs; what is forgotten stays so.
+
+        Returns:
+            Env steps forgotten now; 0 where they were gone already.
+
+        Raises:
+            IndexError: ``before_id`` is negative or more than the ids issued.
+        """
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a checksummed snapshot: rows, priorities, random state.
 
@@ -218,7 +249,8 @@ class TokenReplay:
 
         Stored: ``fill`` (0 to 1), ``stored``, ``drawable`` (env steps), ``episodes`` (ends stored),
         ``max_priority``, ``priority_sum`` (of priority^alpha), ``added`` (env steps ever).
-        Since this object was made: ``inserts`` (env steps added), ``samples`` (rows drawn; also as
+        Since this object was made: ``inserts`` (env steps added), ``rewritten`` (frames),
+        ``forgotten`` (env steps), ``samples`` (rows drawn; also as
         ``sampled``), ``mean_sample_age`` (env steps added between a row and its draw), ``updated``
         and ``skipped`` (priorities), ``stale_update_share`` (skipped of both together).
         """

@@ -1,6 +1,7 @@
 // TokenReplay, slow and obvious: every episode whole in plain lists, every rule written once.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -39,6 +40,17 @@ class Oracle {
       : options_(options), episodes_(static_cast<std::size_t>(options.num_envs)) {}
 
   void cut() { cut_ = true; }
+
+  // Every step before `step` is gone.
+  void forget(std::size_t step) { forgotten_ = std::max(forgotten_, step); }
+
+  // The frame of row (env, step), which is stored, final frames included.
+  void rewrite(std::size_t env, std::size_t step, const Frame& frame) {
+    auto& list = episodes_[env];
+    auto found = list.rbegin();
+    while (found->first > step) ++found;
+    found->frames[step - found->first] = frame;
+  }
 
   void add(const OwnedStep& step) {
     const bool same = options_.autoreset == wmfast::Autoreset::kSameStep;
@@ -87,7 +99,7 @@ class Oracle {
   std::map<std::int64_t, Drawn> drawable(bool frames = true) const {
     std::map<std::int64_t, Drawn> rows;
     const auto kept = static_cast<std::size_t>(options_.capacity / options_.num_envs);
-    const std::size_t oldest = steps_ > kept ? steps_ - kept : 0;
+    const std::size_t oldest = std::max(steps_ > kept ? steps_ - kept : 0, forgotten_);
     for (std::size_t env = 0; env < episodes_.size(); ++env) {
       for (const Episode& episode : episodes_[env]) {
         if (episode.first + episode.frames.size() <= oldest) continue;  // all of it is gone
@@ -137,6 +149,7 @@ class Oracle {
   wmfast::ReplayOptions options_;
   std::vector<std::vector<Episode>> episodes_;
   std::size_t steps_ = 0;
+  std::size_t forgotten_ = 0;
   bool cut_ = false;
 };
 

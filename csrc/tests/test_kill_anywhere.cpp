@@ -107,7 +107,20 @@ OwnedStep step_of(std::uint64_t t) {
 struct Moment {
   Oracle before, after;
   std::uint64_t done;
+  bool either = false;  // the call adds nothing: its rows are all those of before, or all of after
 };
+
+// Whether exactly the oracle's rows can be drawn, with its frames.
+bool holds_rows_of(const wmfast::TokenReplay& replay, const Oracle& oracle) {
+  const auto rows = oracle.drawable();
+  if (replay.stats().drawable != rows.size()) return false;
+  for (const auto& [id, want] : rows) {
+    OwnedBatch batch(replay, 1);
+    replay.get(std::vector<std::int64_t>{id}, batch.view());
+    if (batch.state != want.state || batch.next_state != want.next_state) return false;
+  }
+  return true;
+}
 
 bool commits_are_whole(const fs::path& path) {
   wmfast::ReplayHeader header;
@@ -125,29 +138,75 @@ void check_state(const std::vector<std::uint64_t>& state, const Moment& moment, 
   CHECK(commits_are_whole(path));  // another kill in the next commit must find one step behind
   const std::uint64_t steps = replay.stats().added / kEnvs;
   CHECK(steps == moment.done || steps == moment.done + 1);
-  auto rows = moment.after.drawable();
-  if (steps == moment.done) {
-    // A cut under way may already have let rows before it be drawn, as the step after it would.
-    const auto sure = moment.before.drawable();
-    CHECK(replay.stats().drawable >= sure.size());
-    rows.insert(sure.begin(), sure.end());
+  std::vector<Oracle> possible;  // a rewritten frame may not show until its row can be drawn
+  if (moment.either) {
+    for (const Oracle& oracle : {moment.before, moment.after}) {
+      if (holds_rows_of(replay, oracle)) possible.push_back(oracle);
+    }
+    CHECK(steps == moment.done && !possible.empty());
   } else {
-    CHECK(replay.stats().drawable == rows.size());
+    possible.push_back(steps == moment.done ? moment.before : moment.after);
+    auto rows = moment.after.drawable();
+    if (steps == moment.done) {
+      // A cut under way may already have let rows before it be drawn, as the step after it would.
+      const auto sure = moment.before.drawable();
+      CHECK(replay.stats().drawable >= sure.size());
+      rows.insert(sure.begin(), sure.end());
+    } else {
+      CHECK(replay.stats().drawable == rows.size());
+    }
+    if (replay.stats().drawable > 0) check_draws(replay, rows);
   }
-  if (replay.stats().drawable > 0) check_draws(replay, rows);
   if (!go_on) return;
-  Oracle oracle = steps == moment.done ? moment.before : moment.after;
   wmfast::ReplayHeader header;
   std::memcpy(&header, state.data(), sizeof(header));
-  if (header.cut_at == steps) oracle.cut();  // the call was the cut, and got that far
+  if (header.cut_at == steps) {
+    for (Oracle& oracle : possible) oracle.cut();  // the call was the cut, and got that far
+  }
   for (std::uint64_t t = steps; t < steps + 8; ++t) {
     const OwnedStep step = step_of(t);
     replay.add(step.view(same_step));
-    oracle.add(step);
-    const auto now = oracle.drawable();
-    CHECK(replay.stats().drawable == now.size());
+    for (Oracle& oracle : possible) oracle.add(step);
+    std::erase_if(possible, [&](const Oracle& oracle) { return !holds_rows_of(replay, oracle); });
+    CHECK(!possible.empty());
+    const auto now = possible.front().drawable();
     if (!now.empty()) check_draws(replay, now);
   }
+}
+
+// Rows rewritten, one of them twice, then the oldest forgotten. A kill leaves each row old or new.
+template <typename Check>
+void check_moved_tokens(wmfast::TokenReplay& replay, Oracle& oracle, Moment& moment,
+                        const fs::path& path, bool same_step, const Check& check) {
+  const std::uint64_t steps = moment.done;
+  const std::uint64_t oldest = (replay.stats().added - replay.stats().stored) / kEnvs;
+  if (!same_step) {
+    for (const std::uint64_t back : {1u, 3u, 1u}) {
+      if (steps - oldest < back) continue;
+      const std::uint64_t step = steps - back, env = (steps + back) % kEnvs;
+      const Frame frame(kTokens, static_cast<std::uint16_t>(300 + steps + back));
+      const std::vector<std::int64_t> index{static_cast<std::int64_t>(step * kEnvs + env)};
+      moment.before = oracle;
+      oracle.rewrite(env, step, frame);
+      moment.after = oracle;
+      moment.either = true;
+      check(states_during(path, [&] { CHECK(replay.rewrite(index, frame) == 1); }), moment);
+    }
+  }
+  const std::uint64_t first = oldest + 1 + steps % 2;
+  if (first < steps) {
+    moment.before = oracle;
+    oracle.forget(first);
+    moment.after = oracle;
+    moment.either = true;
+    check(states_during(path,
+                        [&] {
+                          const auto before = static_cast<std::int64_t>(first * kEnvs);
+                          CHECK(replay.forget(before) > 0);
+                        }),
+          moment);
+  }
+  moment = {oracle, oracle, steps};
 }
 
 std::size_t a_kill_loses_at_most_the_step_under_way(const fs::path& folder, bool same_step) {
@@ -180,6 +239,7 @@ std::size_t a_kill_loses_at_most_the_step_under_way(const fs::path& folder, bool
       const std::vector<double> priority{2.0, 0.5, 4.0, 3.0};
       check(states_during(path, [&] { replay->update_priorities(batch.index, priority); }), moment);
     }
+    if (t % 4 == 2) check_moved_tokens(*replay, oracle, moment, path, same_step, check);
     if (t == 15) {
       replay.reset();
       check(states_during(path,

@@ -32,7 +32,9 @@
 //   finals     [index]              true last frames of episodes; taken as needed    (same_step)
 //
 // A process killed at any instruction leaves a file whose committed rows are whole: nothing
-// committed is ever rewritten, except marks (one 2-byte store) and leaves (one 8-byte store).
+// committed is ever rewritten, except marks (one 2-byte store), leaves (one 8-byte store) and
+// frames (rewrite_frame: first whole into the spare row, then announced in the header; whoever
+// opens the file finishes what was announced).
 //
 // Not thread-safe. Slots and envs are not checked: out of range is undefined.
 #pragma once
@@ -78,6 +80,8 @@ struct ReplayHeader {
   double max_priority;
   RngState rng;
   std::uint64_t final_slots;  // finals[0 .. final_slots) may be in use
+  std::uint64_t rewriting;    // 1 + the row whose new frame lies in its env's spare row; 0: none
+  std::uint64_t forgotten;    // sealed_step of the first step that is not forgotten
 
   std::uint64_t frame_tokens() const;  // K
   FrameCodec codec(Isa isa) const;
@@ -85,7 +89,8 @@ struct ReplayHeader {
   std::uint64_t slots() const { return kept + 1; }
   std::uint64_t rows() const { return slots() * num_envs; }
   std::uint64_t check_of_fixed() const;
-  double largest_leaf() const;  // a priority^alpha beyond it could overflow the sum
+  double largest_leaf() const;   // a priority^alpha beyond it could overflow the sum
+  std::uint64_t oldest() const;  // first stored step: not overwritten, not forgotten
 };
 
 inline constexpr std::uint64_t kLiveVersion = 3;  // 3: packed rows
@@ -95,6 +100,12 @@ inline constexpr std::array<char, 8> kSnapshotMagic{'W', 'M', 'F', 'S', 'N', 'A'
 inline constexpr std::size_t kHeaderBytes = 4096;
 
 std::uint64_t check_of_steps(std::uint64_t steps);
+
+// A step number below 2^48 with a check of it in the high 16 bits: one store changes both. 0 is 0.
+inline constexpr std::uint64_t kSealedMask = (std::uint64_t{1} << 48) - 1;
+constexpr std::uint64_t sealed_step(std::uint64_t step) {
+  return step | ((step * 0x9E3779B97F4A7C15u) & ~kSealedMask);
+}
 
 // Throws DamagedFile unless this is a whole header of our version with that magic.
 void check_header(const ReplayHeader& header, const std::array<char, 8>& magic,
@@ -178,6 +189,14 @@ class RowStore {
   // File only: computes the checksum of a row just written as step `step`. Otherwise nothing.
   void seal(std::size_t row, std::uint64_t step);
 
+  // Replaces the frame of a stored row. A kill in between leaves the old frame or the new one.
+  // Uses the env's spare row. The row has no final frame of its own (next_step).
+  void rewrite_frame(std::uint64_t env, std::uint64_t step, const std::byte* frame);
+
+  // Every step before `step` counts as overwritten: one atomic store. Final frames of these rows
+  // are the caller's to free.
+  void forget_before(std::uint64_t step);
+
   // Makes the rows of step `steps` part of the store, with one atomic store of `steps` + 1.
   void commit();
 
@@ -193,7 +212,9 @@ class RowStore {
   std::size_t nbytes() const;
 
   // The checksum of the row if `bits` are its bits.
-  std::uint64_t row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const;
+  std::uint64_t row_check(std::size_t row, std::uint64_t step, std::uint8_t bits) const {
+    return row_check(row, step, bits, frame(row));
+  }
 
  private:
   struct RowHead {
@@ -211,6 +232,10 @@ class RowStore {
   RowStore(const ReplayHeader& header, std::optional<File> file, bool in_file, Isa isa);
   static File create_or_open(const std::filesystem::path& path, const ReplayHeader& wanted);
   void verify() const;
+  void finish_rewrite();
+  std::uint64_t row_check(std::size_t row, std::uint64_t step, std::uint8_t bits,
+                          const std::byte* frame) const;
+  std::size_t frame_bytes() const { return stride_ - head_bytes_; }
   bool is_whole(std::size_t row, std::uint64_t step) const;
   void make_free(std::uint32_t index);
 

@@ -119,6 +119,8 @@ struct ReplayStats {
   std::uint64_t updated = 0;        // priorities applied since this object was made
   std::uint64_t skipped = 0;        // priorities of rows that had gone, since this object was made
   std::uint64_t inserts = 0;        // steps added since this object was made
+  std::uint64_t rewritten = 0;      // frames rewritten since this object was made
+  std::uint64_t forgotten = 0;      // rows forgotten since this object was made
   double fill = 0.0;                // stored / capacity, 0 .. 1
   double mean_sample_age = 0.0;     // env steps added after a row when it was drawn; 0: none drawn
   double stale_update_share = 0.0;  // skipped / (updated + skipped); 0: none
@@ -178,6 +180,18 @@ class TokenReplay {
   std::int64_t update_priorities(std::span<const std::int64_t> index,
                                  std::span<const double> priority);
 
+  // Replaces the frames of these rows, (B, K), as if one after another; priorities and all else
+  // stay. Any stored row has a frame, also one that can't be drawn; ids whose rows are gone are
+  // skipped. Returns how many were written. An id never issued throws std::out_of_range, a token
+  // outside the vocabulary std::invalid_argument, kSameStep too (its final frames have no id). In a
+  // mapped store a kill leaves each row old or new. O(B K).
+  std::int64_t rewrite(std::span<const std::int64_t> index, const ConstTokenSpan& frames);
+
+  // Every row of a step with an id below `before_id` counts as overwritten from now on: not drawn,
+  // in no history, not stored. Returns how many rows that were. Throws std::out_of_range beyond the
+  // next id. O(rows forgotten).
+  std::int64_t forget(std::int64_t before_id);
+
   // Writes a snapshot beside `path`, syncs it and renames it: `path` holds the old or the new
   // snapshot at any moment. Rows go from the ring to the file without a copy.
   void save(const std::filesystem::path& path);
@@ -209,7 +223,9 @@ class TokenReplay {
   void require_step(const StepInput& step) const;
   void write_row(const StepInput& step, std::uint64_t env);
   void apply_cut();
-  void change_bits(std::size_t row, std::uint8_t bits);
+  void change_bits(std::uint64_t env, std::uint64_t step, std::uint8_t bits);
+  void require_tokens_of(const std::string& field, const std::byte* frame) const;
+  void require_width(const char* field, const ConstTokenSpan& frames) const;
   void episodes_of(std::uint64_t env, std::vector<EpisodeRecord>& found) const;
   Place place_of_id(std::size_t i, std::int64_t id) const;
   void recheck(std::uint64_t env, std::uint64_t step);
@@ -252,6 +268,8 @@ class TokenReplay {
   std::uint64_t sampled_age_ = 0;  // summed, in env steps
   std::uint64_t updated_ = 0;
   std::uint64_t skipped_ = 0;
+  std::uint64_t rewritten_ = 0;
+  std::uint64_t forgotten_ = 0;
   // Changed rows of the call under way, for one batched update of the trees.
   std::vector<std::size_t> changed_;
   std::vector<std::uint8_t> changed_to_;
