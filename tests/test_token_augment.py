@@ -73,12 +73,12 @@ def test_the_counter_and_the_seed_decide_everything() -> None:
     histories = places(32)
     for _ in range(3):
         one(histories)
-    twin.load_state_dict(one.state_dict())  # as a checkpoint does
+    for copy in (twin, other):
+        copy.load_state_dict(one.state_dict())  # as a checkpoint does
     torch.manual_seed(5)
     wanted = one(histories)
     torch.manual_seed(6)
     assert torch.equal(twin(histories), wanted)
-    other.load_state_dict(one.state_dict())
     assert not torch.equal(other(histories), wanted)
     before = torch.get_rng_state()
     one(histories)
