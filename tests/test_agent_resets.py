@@ -93,6 +93,30 @@ def test_the_optimiser_forgets_in_place() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_captured_step_goes_on_with_new_shifts_and_after_a_reset(device: str) -> None:
+    agents, steps = [], []
+    for captured in (True, False):
+        torch.manual_seed(0)
+        config = replace(CONV, shift=1, token_dropout=0.1, value_head="hl_gauss", tau=0.0)
+        agent = DoubleDQN(config, vocab_size=8, num_actions=3, seed=1).to(device)
+        step = TrainStep(agent, agent.loss, learning_rate=1e-3, grad_clip=10.0)
+        if not captured:
+            step._run = step._update
+        agents.append(agent)
+        steps.append(step)
+    batch = Transitions(*(tensor.to(device) for tensor in trained()[2]))
+    for update in range(9):  # three plain calls, the capture, replays before and after the reset
+        if update == 6:
+            for agent, step in zip(agents, steps, strict=True):
+                agent.reset(1)
+                step.forget()
+        losses = [step(batch)["loss"] for step in steps]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=1e-4)
+        assert agents[0].augment is not None
+        assert int(agents[0].augment.calls) == 2 * (update + 1)
+
+
 def test_resets_come_each_so_many_updates_until_their_time_is_over() -> None:
     config = AgentConfig(reset_every=100, reset_until=0.5)
     assert [u for u in range(500) if reset_due(u, 10, config, total=1000)] == [100, 200, 300, 400]
