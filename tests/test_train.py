@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -26,7 +28,15 @@ from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run
-from wmfast.train import collect, dream, is_rollout, learning_rate, train_agent, train_world_model
+from wmfast.train import (
+    collect,
+    dream,
+    due,
+    is_rollout,
+    learning_rate,
+    train_agent,
+    train_world_model,
+)
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -243,6 +253,18 @@ def test_the_world_models_rate_rises_and_falls() -> None:
     assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0, 0.5, 0.05, 0.05])
     constant = replace(config, warmup_updates=0, decay_share=0.0)
     assert {learning_rate(update, 1000, constant) for update in (0, 500, 2000)} == {1.0}
+
+
+@pytest.mark.parametrize(("every", "total"), [(1, 800), (3, 266), (8, 100), (20, 40)])
+def test_updates_fall_due_more_often_than_vector_steps_too(every: int, total: int) -> None:
+    counters = SimpleNamespace(env_step=0)
+    parts = cast(Parts, SimpleNamespace(counters=counters, envs=SimpleNamespace(num_envs=8)))
+    counts = []
+    for _ in range(100):
+        counters.env_step += 8
+        counts.append(due(parts, every))
+    assert sum(counts) == total
+    assert max(counts) - min(counts) <= 1
 
 
 def test_rollouts_come_evenly_and_not_before_their_start() -> None:
