@@ -16,6 +16,7 @@ CLANG ?= $(shell command -v clang++ || command -v clang++-14 || echo clang++)
 
 BIN := $(VENV)/bin
 RIVALS := build/rivals
+KERNEL_RIVALS := build/rivals-kernels
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard $(CONSTRAINTS)) \
 	$(shell find csrc -type f -not -path 'csrc/tests/*')
 # Both, for pip before and from 25.3: the build's own environment is pinned too.
@@ -26,7 +27,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay lint lint-triton types fmt
+.PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay bench-kernels lint lint-triton types fmt
 
 help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +64,9 @@ bench: $(VENV)/.dev  ## The benchmarks, answers compared before times (ARGS=--be
 
 bench-replay: $(RIVALS)/.installed  ## TokenReplay beside other libraries: table and plot in bench/results/cpu
 	$(RIVALS)/bin/python bench/replay_report.py $(ARGS)
+
+bench-kernels: $(KERNEL_RIVALS)/.installed  ## The kernels beside other libraries, on a CPU: table in bench/results/cpu
+	WMFAST_BENCH_COMPILE=1 $(KERNEL_RIVALS)/bin/python bench/kernels_report.py $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -119,4 +123,9 @@ $(RIVALS)/.installed: bench/rivals/requirements.txt bench/rivals/requirements-no
 	$(PYTHON) -m venv $(RIVALS)
 	$(RIVALS)/bin/pip install -q -r bench/rivals/requirements.txt
 	$(RIVALS)/bin/pip install -q --no-deps -r bench/rivals/requirements-no-deps.txt -e .
+	touch $@
+
+$(KERNEL_RIVALS)/.installed: bench/rivals/requirements-kernels.txt $(BUILD_INPUTS)
+	$(PYTHON) -m venv $(KERNEL_RIVALS)
+	$(KERNEL_RIVALS)/bin/pip install -q -r bench/rivals/requirements-kernels.txt -e .
 	touch $@

@@ -6,13 +6,18 @@
 
 Every rival must give the answer of ``nearest_code_reference`` before it is timed. Shapes: a frame,
 8 frames and 128 frames, of patches (D = 48) and of a VQ-VAE (D = 256). On a CPU also each path of
-``WMFAST_CPU`` that the machine has, and the torch body. faiss-cpu is timed where it is installed.
+``WMFAST_CPU`` that the machine has, and the torch body; torch.compile waits for
+WMFAST_BENCH_COMPILE=1 there, as it needs a C++ compiler. faiss-cpu, scikit-learn and
+vector-quantize-pytorch are timed where they are installed: `make bench-kernels` installs them.
+
+A rival is given its codebook beforehand, in whatever form it likes best.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,55 +31,97 @@ from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 from wmfast import _core
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-Search = Callable[[Tensor, Tensor], Tensor]
+COMPILE = DEVICE == "cuda" or os.environ.get("WMFAST_BENCH_COMPILE") == "1"
+Search = Callable[[Tensor], Tensor]
+Rival = Callable[[Tensor], Search]  # of the codebook
+PATHS = _core.nearest_code_paths() if DEVICE == "cpu" else []
+MODULES = {
+    "faiss-cpu": "faiss",
+    "scikit-learn": "sklearn",
+    "vector-quantize-pytorch": "vector_quantize_pytorch",
+}
 
 
-def cdist(x: Tensor, codebook: Tensor) -> Tensor:
-    return torch.cdist(x, codebook).argmin(1)
+def cdist(codebook: Tensor) -> Search:
+    return lambda x: torch.cdist(x, codebook).argmin(1)
 
 
-def expanded(x: Tensor, codebook: Tensor) -> Tensor:
-    squares = x.square().sum(1, keepdim=True) + codebook.square().sum(1)
-    return (squares - 2 * x @ codebook.t()).argmin(1)
-
-
-def addmm(x: Tensor, codebook: Tensor) -> Tensor:
-    return torch.addmm(codebook.square().sum(1), x, codebook.t(), alpha=-2).argmin(1)
-
-
-def addmm_chunks(x: Tensor, codebook: Tensor) -> Tensor:
+def expanded(codebook: Tensor) -> Search:
     square, transposed = codebook.square().sum(1), codebook.t()
-    return torch.cat(
-        [torch.addmm(square, c, transposed, alpha=-2).min(1)[1] for c in x.split(1024)]
+    return lambda x: (x.square().sum(1, keepdim=True) + square - 2 * x @ transposed).argmin(1)
+
+
+def addmm(codebook: Tensor) -> Search:
+    square, transposed = codebook.square().sum(1), codebook.t()
+    return lambda x: torch.addmm(square, x, transposed, alpha=-2).argmin(1)
+
+
+def addmm_chunks(codebook: Tensor) -> Search:
+    square, transposed = codebook.square().sum(1), codebook.t()
+    return lambda x: torch.cat(
+        [torch.addmm(square, part, transposed, alpha=-2).min(1)[1] for part in x.split(1024)]
     )
 
 
-def faiss_flat(x: Tensor, codebook: Tensor) -> Tensor:
+def torch_compile(codebook: Tensor) -> Search:
+    compiled: Search = torch.compile(addmm(codebook))
+    return compiled
+
+
+def faiss_flat(codebook: Tensor) -> Search:
     faiss = importlib.import_module("faiss")
     faiss.omp_set_num_threads(torch.get_num_threads())
     index = faiss.IndexFlatL2(codebook.shape[1])
     index.add(codebook.numpy())
-    return torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
+    return lambda x: torch.from_numpy(index.search(x.numpy(), 1)[1][:, 0])
 
 
-def torch_body(x: Tensor, codebook: Tensor) -> Tensor:
+def sklearn_argmin(codebook: Tensor) -> Search:
+    find = importlib.import_module("sklearn.metrics").pairwise_distances_argmin
+    codes = codebook.numpy()
+    return lambda x: torch.from_numpy(find(x.numpy(), codes))
+
+
+def vector_quantize(codebook: Tensor) -> Search:
+    """The layer in its eval mode: also gathers the codes, as it always does."""
+    library = importlib.import_module("vector_quantize_pytorch")
+    layer = library.VectorQuantize(dim=codebook.shape[1], codebook_size=len(codebook)).eval()
+    layer.codebook = codebook
+
+    def search(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            index: Tensor = layer(x[None])[1][0]
+        return index
+
+    return search
+
+
+def torch_body(codebook: Tensor) -> Search:
     # The module, which the function of the same name hides as an attribute of the package.
-    body: Search = importlib.import_module("wmfast.kernels.nearest_code")._nearest_code_torch
-    return body(x, codebook)
+    body = importlib.import_module("wmfast.kernels.nearest_code")._nearest_code_torch
+    return lambda x: body(x, codebook)
 
 
-RIVALS: dict[str, Search] = {
-    f.__name__: f for f in (nearest_code, cdist, expanded, addmm, addmm_chunks)
-}
-if DEVICE == "cpu":
-    RIVALS["torch_body"] = torch_body
-    for path in _core.nearest_code_paths():
-        RIVALS[path] = partial(nearest_code_cpp, path=path)
-    if importlib.util.find_spec("faiss"):
-        RIVALS["faiss_flat"] = faiss_flat
+def rivals() -> dict[str, Rival]:
+    found: dict[str, Rival] = {
+        "nearest_code": lambda codebook: lambda x: nearest_code(x, codebook),
+        **{f.__name__: f for f in (cdist, expanded, addmm, addmm_chunks)},
+    }
+    if COMPILE:
+        found["torch_compile"] = torch_compile
+    if DEVICE == "cpu":
+        found["torch_body"] = torch_body
+        for path in PATHS:
+            found[path] = lambda codebook, path=path: partial(
+                nearest_code_cpp, codebook=codebook, path=path
+            )
+        for name, rival in zip(MODULES, (faiss_flat, sklearn_argmin, vector_quantize), strict=True):
+            if importlib.util.find_spec(MODULES[name]):
+                found[rival.__name__] = rival
+    return found
 
 
-@pytest.mark.parametrize("rival", RIVALS)
+@pytest.mark.parametrize("rival", rivals())
 @pytest.mark.parametrize("n", [336, 2688, 43008])
 @pytest.mark.parametrize("d", [48, 256])
 def test_nearest_code(benchmark: Any, rival: str, n: int, d: int) -> None:
@@ -82,13 +129,13 @@ def test_nearest_code(benchmark: Any, rival: str, n: int, d: int) -> None:
     generator = torch.Generator().manual_seed(0)
     codebook = torch.randn(k, d, generator=generator)
     x = torch.randn(n, d, generator=generator)
-    search = RIVALS[rival]
     truth = torch.cat([nearest_code_reference(part, codebook) for part in x[:256].split(64)])
     x, codebook = x.to(DEVICE), codebook.to(DEVICE)
-    assert torch.equal(search(x, codebook)[:256].cpu(), truth)
+    search = rivals()[rival](codebook)
+    assert torch.equal(search(x)[:256].cpu(), truth)
 
     def call() -> None:
-        search(x, codebook)
+        search(x)
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
