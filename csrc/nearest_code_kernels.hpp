@@ -104,6 +104,12 @@ struct NearestKernels {
 };
 
 const NearestKernels& scalar_kernels();
+
+// Whether, on a sample of odd sizes, the coarse scores of every row and lane are within the bound
+// that the search relies on, and the indices are those of the scalar kernels. Indices alone would
+// not do: rows that the coarse tier leaves open are settled by another. A few milliseconds.
+bool passes_self_check(const NearestKernels& kernels);
+
 #if defined(__x86_64__)
 const NearestKernels& avx2_kernels();
 const NearestKernels& avx512_kernels();

@@ -1,7 +1,10 @@
 // Which path this machine can run.
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 
 #include "nearest_code_kernels.hpp"
@@ -37,8 +40,98 @@ const NearestKernels& kernels_of(NearestPath path) {
   return scalar_kernels();
 }
 
+struct Sample {
+  static constexpr std::size_t kRows = 70, kCodes = 150, kDim = 75;  // no multiple of anything
+  std::vector<float> x, codes;
+
+  Sample() : x(kRows * kDim), codes(kCodes * kDim) {
+    std::uint32_t bits = 1;
+    for (std::vector<float>* values : {&x, &codes}) {
+      for (float& value : *values) {
+        bits = bits * 1664525u + 1013904223u;
+        value = static_cast<float>(static_cast<std::int32_t>(bits) >> 8) * 0x1p-20f;
+      }
+    }
+  }
+  Vectors rows() const { return {x.data(), Element::kFloat32, kRows, kDim, kDim}; }
+  std::shared_ptr<const PackedCodebook> book() const {
+    return pack_codebook({codes.data(), Element::kFloat32, kCodes, kDim, kDim});
+  }
+};
+
+bool same_indices(const NearestKernels& kernels, const Sample& sample, const PackedCodebook& book) {
+  std::vector<std::int64_t> expected(Sample::kRows), found(Sample::kRows);
+  nearest_code(sample.rows(), book, expected, scalar_kernels(), 1, ThreadPool::shared());
+  nearest_code(sample.rows(), book, found, kernels, 1, ThreadPool::shared());
+  return expected == found;
+}
+
+// Best and second best of one lane, in doubles, of operands that are rounded already.
+struct Expected {
+  double best = std::numeric_limits<double>::infinity(), second = best;
+  double error = 0;  // the bound that the search relies on
+
+  Expected(const std::uint16_t* x, const PackedCodebook& book, std::size_t lane) {
+    for (std::size_t k = lane; k < book.tiles * kTileCodes; k += kLanes) {
+      const double score = score_of(x, book, k);
+      second = std::min(second, std::max(best, score));
+      best = std::min(best, score);
+    }
+  }
+  double score_of(const std::uint16_t* x, const PackedCodebook& book, std::size_t k) {
+    const std::uint16_t* code =
+        book.coarse.data() + (k / kTileCodes * book.pairs() * kTileCodes + k % kTileCodes) * 2;
+    double score = static_cast<double>(book.square[k]), size = 0;
+    for (std::size_t d = 0; d < book.row_floats(); ++d) {
+      const double term = static_cast<double>(from_bfloat16(x[d])) *
+                          static_cast<double>(from_bfloat16(code[d / 2 * kTileCodes * 2 + d % 2]));
+      score += term;
+      size += std::fabs(term);
+    }
+    if (std::isfinite(score)) {
+      const auto sums = static_cast<double>(book.row_floats() + 4) * 0x1p-23;
+      error = std::max(error, sums * (size + static_cast<double>(book.square[k])));
+    }
+    return score;
+  }
+  bool near(float found, double wanted) const {
+    return static_cast<double>(found) == wanted ||
+           std::fabs(static_cast<double>(found) - wanted) <= error;
+  }
+};
+
+bool scores_within_bound(const NearestKernels& kernels, const Sample& sample,
+                         const PackedCodebook& book) {
+  const std::size_t rows = round_up(Sample::kRows, kernels.row_group), stride = book.row_floats();
+  LineVector<std::uint16_t> x(rows * stride);
+  LineVector<RowState> state(rows);
+  for (std::size_t i = 0; i < Sample::kRows; ++i) {
+    kernels.prepare_coarse(sample.x.data() + i * Sample::kDim, book, x.data() + i * stride);
+  }
+  kernels.score_coarse(x.data(), rows, book, state.data());
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      Expected expected(x.data() + i * stride, book, lane);
+      const std::int32_t group = state[i].group[lane];
+      const auto groups = static_cast<std::int32_t>(book.tiles * kTileCodes / kLanes);
+      if (group < 0 || group >= groups) return false;
+      const auto code = static_cast<std::size_t>(group) * kLanes + lane;
+      const double chosen = expected.score_of(x.data() + i * stride, book, code);
+      if (!expected.near(state[i].best[lane], expected.best) ||
+          !expected.near(state[i].best[lane], chosen) ||
+          !expected.near(state[i].second[lane], expected.second)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
 #if defined(__x86_64__)
-// The instructions, the system's saving of the tile registers, and its leave to use them.
+// The instructions, tiles of the size that nearest_code_amx.cpp configures, the system's saving of
+// the tile registers, and its leave to use them: asked for once, it holds for all threads, also
+// those that run already, and for the children of a fork. Where a thread's signal stack is too
+// small for the registers, or the system knows nothing of the kind, the request fails.
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kOsXsave = 1u << 27, kTile = 1u << 24, kBf16 = 1u << 22;
@@ -46,6 +139,9 @@ bool has_amx() {
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kBf16) == 0) {
     return false;
   }
+  constexpr unsigned kTileInfo = 0x1D, kPalette = 1;  // of 8 names, 16 rows of 64 bytes
+  if (__get_cpuid_count(kTileInfo, kPalette, &a, &b, &c, &d) == 0) return false;
+  if ((b >> 16) < 8 || (b & 0xFFFFu) < 64 || (c & 0xFFFFu) < 16) return false;
   unsigned low = 0, high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr unsigned kTileState = 3u << 17;
@@ -54,31 +150,10 @@ bool has_amx() {
   return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-// Odd sizes, every tier: what AMX finds in 70 x 150 x 75 must be what the scalar path finds.
-bool agrees_with_scalar(const NearestKernels& kernels) {
-  constexpr std::size_t kRows = 70, kCodes = 150, kDim = 75;
-  std::uint32_t bits = 1;
-  const auto fill = [&](std::vector<float>& values) {
-    for (float& value : values) {
-      bits = bits * 1664525u + 1013904223u;
-      value = static_cast<float>(static_cast<std::int32_t>(bits) >> 8) * 0x1p-20f;
-    }
-  };
-  std::vector<float> x(kRows * kDim), codes(kCodes * kDim);
-  fill(x);
-  fill(codes);
-  const Vectors rows{x.data(), Element::kFloat32, kRows, kDim, kDim};
-  const auto book = pack_codebook({codes.data(), Element::kFloat32, kCodes, kDim, kDim});
-  std::vector<std::int64_t> expected(kRows), found(kRows);
-  nearest_code(rows, *book, expected, scalar_kernels(), 1, ThreadPool::shared());
-  nearest_code(rows, *book, found, kernels, 1, ThreadPool::shared());
-  return expected == found;
-}
-
 bool amx_works() {
   static const bool works = [] {
     if (!has_amx()) return false;
-    if (agrees_with_scalar(amx_kernels())) return true;
+    if (passes_self_check(amx_kernels())) return true;
     std::fputs("wmfast: AMX gave a wrong answer in its self-check and is not used\n", stderr);
     return false;
   }();
@@ -87,6 +162,13 @@ bool amx_works() {
 #endif
 
 }  // namespace
+
+bool passes_self_check(const NearestKernels& kernels) {
+  const Sample sample;
+  const auto book = sample.book();
+  return (kernels.score_coarse == nullptr || scores_within_bound(kernels, sample, *book)) &&
+         same_indices(kernels, sample, *book);
+}
 
 const char* name_of(NearestPath path) {
   switch (path) {

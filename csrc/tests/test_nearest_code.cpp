@@ -120,6 +120,52 @@ void emulated_tiles_score_within_their_bound() {
   }
 }
 
+// Tiles with one fault each.
+struct ForgetfulTile : EmulatedTile {  // the last row of a tile is not stored
+  template <int kTile>
+  static void store(void* to, std::size_t stride) {
+    std::vector<std::byte> last(kBytes);
+    std::byte* const at = static_cast<std::byte*>(to) + 15 * stride;
+    std::memcpy(last.data(), at, kBytes);
+    EmulatedTile::store<kTile>(to, stride);
+    std::memcpy(at, last.data(), kBytes);
+  }
+};
+struct HalfTile : EmulatedTile {  // the odd elements count for nothing
+  template <int kSum, int kA, int kB>
+  static void multiply() {
+    const Register kept = registers[kA];
+    for (auto& row : registers[kA]) {
+      for (std::size_t byte = 2; byte < kBytes; byte += 4) row[byte] = row[byte + 1] = std::byte{0};
+    }
+    EmulatedTile::multiply<kSum, kA, kB>();
+    registers[kA] = kept;
+  }
+};
+struct CoarseTile : EmulatedTile {  // sums are rounded to bfloat16
+  template <int kTile>
+  static void store(void* to, std::size_t stride) {
+    for (auto& row : registers[kTile]) {
+      for (std::size_t byte = 0; byte < kBytes; byte += 4) row[byte] = row[byte + 1] = std::byte{0};
+    }
+    EmulatedTile::store<kTile>(to, stride);
+  }
+};
+
+void the_self_check_sees_every_fault_of_a_tile() {
+  NearestKernels kernels = emulated_amx_kernels();
+  CHECK(passes_self_check(kernels) && passes_self_check(scalar_kernels()));
+  for (const auto score_coarse :
+       {score_tiles<ForgetfulTile, PlainVector>, score_tiles<HalfTile, PlainVector>,
+        score_tiles<CoarseTile, PlainVector>}) {
+    kernels.score_coarse = score_coarse;
+    CHECK(!passes_self_check(kernels));
+  }
+#if defined(__x86_64__)
+  if (is_supported(NearestPath::kAvx512Bf16)) CHECK(passes_self_check(avx512_bf16_kernels()));
+#endif
+}
+
 void emulated_rounding_is_that_of_the_manual() {
   CHECK(EmulatedTile::flush(1e-39f) == 0.0f && EmulatedTile::flush(-2e-38f) == -2e-38f);
   CHECK(to_bfloat16(1.0f) == 0x3F80 && to_bfloat16(1e-39f) == 0);
@@ -212,6 +258,7 @@ void a_path_is_chosen_by_name() {
 int main() {
   emulated_rounding_is_that_of_the_manual();
   emulated_tiles_score_within_their_bound();
+  the_self_check_sees_every_fault_of_a_tile();
   check_all(emulated_amx_kernels(), "emulated amx");
   check_all(scalar_kernels(), "scalar");
 #if defined(__x86_64__)

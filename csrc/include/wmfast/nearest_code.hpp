@@ -61,8 +61,9 @@ enum class NearestPath : std::uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16, kA
 const char* name_of(NearestPath path);
 
 // Whether this machine and its system can run the path. For AMX that includes the permission to use
-// its registers (arch_prctl) and, once, a small search that must equal the scalar one: where that
-// fails, one line on stderr says so and the path counts as not there.
+// its registers (arch_prctl) and, once, a small search whose scores must be within their bound and
+// whose indices must be those of the scalar path: where that fails, one line on stderr says so and
+// the path counts as not there.
 bool is_supported(NearestPath path);
 
 // The best path of this machine, or what WMFAST_CPU=amx|avx512|avx2|scalar names (avx512 takes
