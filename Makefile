@@ -37,8 +37,8 @@ train: $(VENV)/.runtime  ## Train on a game: make train GAME=breakout STEPS=1000
 	$(BIN)/wmfast-train --game "$(GAME)" $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) \
 		$(if $(PRESET),--preset $(PRESET)) $(ARGS)
 
-test: $(VENV)/.dev  ## The Python tests
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/.dev  ## The Python tests, on every core (ARGS="-n 0 --pdb": in one process)
+	$(BIN)/pytest -n $(JOBS) --dist worksteal -p no:benchmark $(ARGS)
 
 test-cpp: $(VENV)/.dev  ## The C++ tests: plain, under ASan + UBSan, under TSan
 	$(call cpp_tests,plain,,)
