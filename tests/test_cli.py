@@ -61,6 +61,10 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["--agent.value-head", "c51", "--agent.value-range", "0", "--agent.gamma", "1"],
             ["--agent.value-range 0", "--agent.gamma"],
         ),
+        (
+            ["--agent.curiosity", "0.1", "--agent.n-step", "5"],
+            ["--agent.curiosity 0.1", "at most 4 steps"],
+        ),
         (["--tokenizer.codebook-size", "70000"], ["--tokenizer.codebook-size 70000", "65536"]),
         (["--env.max-frames", "4"], ["--env.max-frames 4", "at least 16"]),
         (["--loop.replay-capacity", "50"], ["--loop.replay-capacity 50", "warm-up"]),

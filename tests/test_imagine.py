@@ -96,6 +96,31 @@ def test_sampling_follows_the_mixture_at_its_temperature():
         assert (frequency - expected).abs().mean() < 0.015
 
 
+def test_top_k_draws_the_likeliest_in_their_shares():
+    model = model_of()
+    start, action = history(1), torch.zeros(1, 1, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        logits = model(start, action[:, 0]).token_logits()[0]
+    values, best = logits.topk(2, dim=-1)
+    rows = {"policy": action.expand(600, -1), "horizon": 1, "temperature": 2.0}
+    dream = imagine(model, start.expand(600, -1, -1), **rows, top_k=2, generator=generator)
+    frequency = torch.nn.functional.one_hot(dream.tokens_bsk[:, 0], V).float().mean(dim=0)
+    expected = torch.zeros_like(logits).scatter(-1, best, (values / 2.0).softmax(-1))
+    assert not frequency[expected == 0].any()
+    assert (frequency - expected).abs().mean() < 0.015
+    likeliest = imagine(model, start, action, 1, temperature=2.0, top_k=1)
+    assert torch.equal(likeliest.tokens_bsk, imagine(model, start, action, 1).tokens_bsk)
+    all_of_them = [
+        imagine(model, start, action, 1, temperature=2.0, top_k=top_k, generator=seeded)
+        for top_k, seeded in (
+            (None, generator.manual_seed(5)),
+            (V, torch.Generator().manual_seed(5)),
+        )
+    ]
+    assert torch.equal(all_of_them[0].tokens_bsk, all_of_them[1].tokens_bsk)
+
+
 @pytest.mark.parametrize("luck", [0.0, 0.3, 1 - 2**-24])
 def test_what_cannot_be_is_never_drawn(luck: float, monkeypatch: pytest.MonkeyPatch):
     """The least and the largest uniform number included."""
@@ -135,6 +160,8 @@ def test_bad_arguments_are_named():
     actions = torch.zeros(1, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match="horizon = 0: must be at least 1"):
         imagine(model, start, actions, 0)
+    with pytest.raises(ValueError, match="top_k = 0: must be at least 1"):
+        imagine(model, start, actions, 1, temperature=1.0, top_k=0)
     with pytest.raises(ValueError, match=r"temperature = -1\.0"):
         imagine(model, start, actions, 1, temperature=-1.0)
     with pytest.raises(ValueError, match="2 fixed actions: must have 3"):

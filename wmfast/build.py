@@ -17,6 +17,7 @@ from wmfast import TokenReplay
 from wmfast.agent import DoubleDQN
 from wmfast.collect import Collector
 from wmfast.config import Config, Device
+from wmfast.curiosity import Curiosity
 from wmfast.dyna import DreamedTransitions
 from wmfast.envs import AtariEnvs
 from wmfast.metrics import Averager
@@ -59,6 +60,7 @@ class Parts:
     world_model: WorldModel
     agent: DoubleDQN
     dreams: DreamedTransitions
+    curiosity: Curiosity
     replay: TokenReplay
     sampler: ReplaySampler
     collector: Collector
@@ -185,6 +187,7 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
             tokens=TOKENS_PER_FRAME,
             history=HISTORY,
         ).to(device),
+        curiosity=Curiosity(config.agent.curiosity).to(device),
         replay=replay,
         sampler=ReplaySampler(replay, device),
         collector=Collector(envs, replay, encoder(), act, device=device, rng=rng, clock=clock),

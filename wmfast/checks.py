@@ -12,6 +12,7 @@ from wmfast.envs import AtariEnvs
 from wmfast.errors import UserError
 from wmfast.models.tokenizer import build_tokenizer
 from wmfast.models.world_model import build_world_model
+from wmfast.types import HISTORY
 from wmfast.warmup import load_model_files
 
 _AT_LEAST = {
@@ -61,6 +62,7 @@ _FRACTIONS = {
     "agent.epsilon_share",
 }
 _MAY_BE_ZERO = {
+    "agent.curiosity",
     "agent.value_range",
     "agent.weight_decay",
     "world_model.weight_decay",
@@ -117,6 +119,12 @@ def check(config: Config) -> None:
         raise UserError(f"--world-model.importance-cap {cap}: must be at least 1")
     if capacity < warmup:
         raise UserError(f"--loop.replay-capacity {capacity}: must hold the warm-up ({warmup})")
+    agent = config.agent
+    if agent.curiosity and agent.longest_return > HISTORY:
+        raise UserError(
+            f"--agent.curiosity {agent.curiosity}: needs returns of at most {HISTORY} steps, "
+            f"--agent.n-step or --agent.n-step-start is {agent.longest_return}"
+        )
     dyna = config.dyna
     if dyna.share and not config.world_model.reward_done_heads:
         raise UserError(f"--dyna.share {dyna.share}: needs --world-model.reward-done-heads")

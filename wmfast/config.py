@@ -190,6 +190,8 @@ class AgentConfig:
     """Share of the run's env steps after which nothing is reset any more."""
     reset_keep: float = 0.5
     """Share of its old weights that the rest keeps at a reset; the other is a fresh draw."""
+    curiosity: float = 0.0
+    """Mean bonus for what the world model did not foresee; 0: off (the seed: 0.1)."""
 
     @property
     def longest_return(self) -> int:

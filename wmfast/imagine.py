@@ -31,6 +31,7 @@ def imagine(
     horizon: int,
     *,
     temperature: float = 0.0,
+    top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Dream:
     """Roll the world model out from its own predictions; no host sync, no gradient.
@@ -41,18 +42,23 @@ def imagine(
         policy: from the imagined history to actions, or fixed actions int64 (B, >= horizon).
         horizon: steps to imagine, at least 1.
         temperature: 0 takes each cell's most likely token, above 0 samples the cells one by one.
+        top_k: sample among the `top_k` likeliest tokens of a cell only (ties with the last of
+            them included); None: among all.
         generator: of the sampling, on the model's device.
 
     Returns:
         The dream. It goes on past a predicted end: the reader weighs or cuts by ``done_bs``.
 
     Raises:
-        ValueError: horizon below 1, temperature below 0, or fewer fixed actions than steps.
+        ValueError: horizon or top_k below 1, temperature below 0, or fewer fixed actions than
+            steps.
     """
     if horizon < 1:
         raise ValueError(f"horizon = {horizon}: must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature = {temperature}: must be 0 (most likely) or above")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k = {top_k}: must be at least 1")
     if isinstance(policy, Tensor) and policy.shape[1] < horizon:
         raise ValueError(f"policy has {policy.shape[1]} fixed actions: must have {horizon}")
     was_training = world_model.training
@@ -61,7 +67,12 @@ def imagine(
     for step in range(horizon):
         action_b = policy[:, step] if isinstance(policy, Tensor) else policy(history_btk)
         prediction, history_btk = imagined_step(
-            world_model, history_btk, action_b, temperature=temperature, generator=generator
+            world_model,
+            history_btk,
+            action_b,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator,
         )
         tokens.append(history_btk[:, -1])
         actions.append(action_b)
@@ -83,6 +94,7 @@ def imagined_step(
     action_b: Tensor,
     *,
     temperature: float = 0.0,
+    top_k: int | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Prediction, Tensor]:
     """One step of `imagine`, for who chooses the next action elsewhere.
@@ -91,18 +103,25 @@ def imagined_step(
         The prediction, and the history (B, T, K) after it.
     """
     prediction: Prediction = world_model(history_btk, action_b)
-    token_bk = _choose(prediction, temperature, generator)
+    token_bk = _choose(prediction, temperature, top_k, generator)
     return prediction, torch.cat([history_btk[:, 1:], token_bk[:, None]], dim=1)
 
 
 def _choose(
-    prediction: Prediction, temperature: float, generator: torch.Generator | None
+    prediction: Prediction,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
     """Tokens int64 (B, K): the most likely ones, or a sample."""
     if temperature == 0:
         return prediction.tokens()
     # By the inverse of the distribution function: one uniform number a cell, not one a code.
-    shares_bkv = (prediction.token_logits() / temperature).softmax(-1).cumsum(-1)
+    logits_bkv = prediction.token_logits() / temperature
+    if top_k is not None and top_k < logits_bkv.shape[-1]:
+        least_bk1 = logits_bkv.topk(top_k, dim=-1).values[..., -1:]
+        logits_bkv = logits_bkv.masked_fill(logits_bkv < least_bk1, -torch.inf)
+    shares_bkv = logits_bkv.softmax(-1).cumsum(-1)
     whole_bk1 = shares_bkv[..., -1:]
     luck_bk1 = torch.empty_like(whole_bk1).uniform_(generator=generator) * whole_bk1
     # Rounded up to the whole it would fall behind the last code.

@@ -23,7 +23,9 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     batch_size=32,
     learning_rate=5e-3,
     decay_share=0.25,
-    every=96,
+    every=48,  # what the second core has time for beside the agent's updates
+    rollout_steps=5,
+    rollout_start=0.5,  # from the start on, rollouts only cost: they learn from a blind model
 )
 
 PRESETS: dict[str, Config] = {
@@ -121,7 +123,13 @@ PRESETS: dict[str, Config] = {
             persistence_weight=0.25,
         ),
         agent=AgentConfig(
-            kind="conv", d_model=8, n_step=3, epsilon_share=0.3, batch_size=8, every=8
+            kind="conv",
+            d_model=8,
+            n_step=3,
+            epsilon_share=0.3,
+            batch_size=8,
+            every=8,
+            curiosity=0.1,
         ),
         dyna=DynaConfig(share=0.125, start=0.4, every=100, seeds=16, trust_threshold=0.0),
         loop=LoopConfig(

@@ -42,6 +42,7 @@ def save(parts: Parts, run: RunDir) -> None:
                 "world_model": parts.world_model,
                 "agent": parts.agent,
                 "dreams": parts.dreams,
+                "curiosity": parts.curiosity,
             },
             optimizers={
                 "agent": parts.agent_step.optimizer,
@@ -72,6 +73,7 @@ def restore(run: RunDir, config: Config) -> Parts | None:
     checkpoint.restore_module("world_model", parts.world_model)
     checkpoint.restore_module("agent", parts.agent)
     checkpoint.restore_module("dreams", parts.dreams)
+    checkpoint.restore_module("curiosity", parts.curiosity)
     checkpoint.restore_optimizer("agent", parts.agent_step.optimizer)
     checkpoint.restore_optimizer("world_model", parts.world_model_step.optimizer)
     parts.counters = _counters(checkpoint.state["counters"], str(checkpoint.path))

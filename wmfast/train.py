@@ -100,6 +100,11 @@ def train_agent(parts: Parts) -> None:
         imagined = parts.dreams.share_of(config.agent.batch_size) if config.dyna.share else 0
         real = config.agent.batch_size - imagined
         batch, index = parts.sampler.transitions(real, beta=beta, n_step=n_step, gamma=gamma)
+        if config.agent.curiosity:
+            parts.settle()
+            bonus_b = parts.curiosity.bonus(parts.world_model, batch, n_step=n_step, gamma=gamma)
+            batch = batch._replace(reward_b=batch.reward_b + bonus_b)
+            parts.averager.add("agent/train", {"bonus": bonus_b.mean()})
         if imagined:
             seed = (config.seed, counters.agent_updates)
             batch = joined(batch, parts.dreams.draw(imagined, seed))
