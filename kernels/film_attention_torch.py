@@ -28,20 +28,26 @@ from torch import Tensor
 _ROWS = 256  # shorter frames share a call: 64 of 16 tokens 487 -> 50 ms, B 8, 4 heads of 64
 
 
-def film(q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """(1 + gamma) q + beta, computed in float32 at least and rounded once to q's dtype."""
+def film(
+    q: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """(1 + gamma) q + beta, computed in float32 at least and rounded once to q's dtype.
+
+    It is written to ``out``, where that is given and q is as wide as that.
+    """
     if gamma is None and beta is None:
         return q
     wide = torch.promote_types(q.dtype, torch.float32)
     filmed = q.to(wide)
+    out = out if q.dtype == wide else None
     factor = None if gamma is None else 1 + gamma.to(wide).unsqueeze(2)
     shift = None if beta is None else beta.to(wide).unsqueeze(2)
     if factor is not None and shift is not None:
-        filmed = torch.addcmul(shift, filmed, factor)
+        filmed = torch.addcmul(shift, filmed, factor, out=out)
     elif factor is not None:
-        filmed = filmed * factor
+        filmed = torch.mul(filmed, factor, out=out)
     elif shift is not None:
-        filmed = filmed + shift
+        filmed = torch.add(filmed, shift, out=out)
     return filmed.to(q.dtype)
 
 
@@ -161,7 +167,8 @@ def forward(
     lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
     for chunk in chunks(q.shape[2], k.shape[2], frame):
         start, stop, keys = chunk
-        filmed = film(q[:, :, start:stop], gamma, beta)  # still in the cache when it is read
+        # To where the answer goes: still in the cache when it is read, and no new memory.
+        filmed = film(q[:, :, start:stop], gamma, beta, o[:, :, start:stop])
         mask = unseen(*chunk, q, k, frame)
         parts = [(start, stop)] if mask is None else pieces(chunk, frame, (filmed,), (k, v), scale)
         for begin, end in parts:
