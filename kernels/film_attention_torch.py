@@ -7,8 +7,8 @@ with zeros to the full length.
 
 Short frames share a call, with a mask that adds -inf to the scores of keys that a row may not see.
 That alone would not do where such a key brings a score, or a gradient of one, that is infinite or
-NaN: inf - inf and 0 * inf are NaN. ``forward`` and ``backward`` look for this, by one norm of each
-input, and then repeat the call of the same shape with the keys in question zero for the rows before
+NaN: inf - inf and 0 * inf are NaN. ``forward`` and ``backward`` look for it, by the norms of all
+vectors, and then repeat the call of the same shape with those keys zero for the rows before
 them. So a row has the same bits whatever later frames hold. ``slices`` wants finite inputs there.
 
 Shapes as in ``film_attention``; ``frame`` is a plain number (Lk or more: no frames).
@@ -87,8 +87,8 @@ def pieces(
 
     ``rows``: those of q, and in the backward of do, o, lse; ``keys``: all of k, v. A part ends
     before each frame that could bring earlier rows of the chunk an infinite or NaN score or
-    gradient. For any set of products |sum a_d b_d| <= |a| |b|, so finite norms with a product far
-    below overflow bring none.
+    gradient. For any set of products |sum a_d b_d| <= |a| |b|, so finite norms of the vectors, with
+    a product far below overflow, bring none.
     """
     start, stop, end_of_keys = chunk
     first = end_of_keys - stop  # the position of query 0
@@ -109,8 +109,12 @@ def pieces(
 def _tame(rows: Sequence[Tensor], keys: Sequence[Tensor], scale: float) -> bool:
     """Whether the scores of these rows and keys, and the gradients of these, are surely finite."""
     wide = torch.promote_types(keys[0].dtype, torch.float32)
-    q, *rest = (torch.linalg.vector_norm(x, dtype=wide).item() for x in rows)
-    k, v = (torch.linalg.vector_norm(x, dtype=wide).item() for x in keys)
+
+    def longest(x: Tensor) -> float:
+        return torch.linalg.vector_norm(x, dim=-1, dtype=wide).max().item()
+
+    q, *rest = (longest(x) for x in rows)
+    k, v = (longest(x) for x in keys)
     largest = [q * k * max(scale, 1), v]
     if rest:
         do, o, lse = rest
