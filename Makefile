@@ -125,7 +125,9 @@ $(RIVALS)/.installed: bench/rivals/requirements.txt bench/rivals/requirements-no
 	$(RIVALS)/bin/pip install -q --no-deps -r bench/rivals/requirements-no-deps.txt -e .
 	touch $@
 
+# And the rivals of the kernels.
 $(KERNEL_RIVALS)/.installed: bench/rivals/requirements-kernels.txt $(BUILD_INPUTS)
 	$(PYTHON) -m venv $(KERNEL_RIVALS)
-	$(KERNEL_RIVALS)/bin/pip install -q -r bench/rivals/requirements-kernels.txt -e .
+	$(KERNEL_RIVALS)/bin/pip install -q -r bench/rivals/requirements-kernels.txt
+	$(KERNEL_RIVALS)/bin/pip install -q --no-deps -e .
 	touch $@
