@@ -30,7 +30,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 .PHONY: help train test test-cpp fuzz libfuzzer bench bench-replay bench-kernels lint lint-triton types fmt
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: GAME STEPS SEED PRESET (train), ARGS (train, test, bench), PYTHON, VENV"
 
 train: $(VENV)/.runtime  ## Train on a game: make train GAME=breakout STEPS=100000 SEED=1 PRESET=cpu
