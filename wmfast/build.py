@@ -17,6 +17,7 @@ from wmfast import TokenReplay
 from wmfast.agent import DoubleDQN
 from wmfast.collect import Collector
 from wmfast.config import Config, Device
+from wmfast.continual import ContinualTokenizer
 from wmfast.curiosity import Curiosity
 from wmfast.dyna import DreamedTransitions
 from wmfast.envs import AtariEnvs
@@ -64,6 +65,7 @@ class Parts:
     replay: TokenReplay
     sampler: ReplaySampler
     collector: Collector
+    continual: ContinualTokenizer | None  # in mode full
     agent_step: TrainStep
     world_model_step: TrainStep
     beside: Beside  # where the world model's updates run
@@ -173,6 +175,20 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
 
     rng = np.random.default_rng(config.seed)
     clock = Stopwatch()
+    continual = None
+    if config.loop.mode == "full":
+        autocast = bf16_wins(tokenizer, device)
+        continual = ContinualTokenizer(config, tokenizer, replay, autocast=autocast)
+    collector = Collector(
+        envs,
+        replay,
+        encoder(),
+        act,
+        device=device,
+        rng=rng,
+        clock=clock,
+        on_frames=continual.window.push if continual else None,
+    )
     return Parts(
         config=config,
         device=device,
@@ -190,7 +206,8 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
         curiosity=Curiosity(config.agent.curiosity).to(device),
         replay=replay,
         sampler=ReplaySampler(replay, device),
-        collector=Collector(envs, replay, encoder(), act, device=device, rng=rng, clock=clock),
+        collector=collector,
+        continual=continual,
         agent_step=TrainStep(
             agent,
             agent.loss,

@@ -21,6 +21,7 @@ _AT_LEAST = {
     "env.max_frames": 16,
     "tokenizer.codebook_size": 2,
     "tokenizer.residual_blocks": 0,
+    "continual.reseed_codes": 0,
     "world_model.warmup_updates": 0,
     "agent.bins": 2,
     "agent.n_step_start": 0,
@@ -46,6 +47,9 @@ _FRACTIONS = {
     "world_model.rollout_share",
     "world_model.rollout_start",
     "world_model.teacher_forcing",
+    "continual.ema_decay",
+    "continual.rehearsal_fraction",
+    "continual.drift_bound",
     "dyna.share",
     "dyna.start",
     "dyna.trust_threshold",
@@ -124,6 +128,12 @@ def check(config: Config) -> None:
         raise UserError(
             f"--agent.curiosity {agent.curiosity}: needs returns of at most {HISTORY} steps, "
             f"--agent.n-step or --agent.n-step-start is {agent.longest_return}"
+        )
+    between = config.continual.tokenizer_every + config.env.num_envs
+    if config.loop.mode == "full" and config.continual.window_frames < between:
+        raise UserError(
+            f"--continual.window-frames {config.continual.window_frames}: must be at least "
+            f"{between}, what is played between two trainings of the tokenizer"
         )
     dyna = config.dyna
     if dyna.share and not config.world_model.reward_done_heads:

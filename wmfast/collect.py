@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from wmfast import TokenReplay
 from wmfast.envs import AtariEnvs, EnvStep, FinishedGame
 from wmfast.stopwatch import Stopwatch
 from wmfast.token_history import Encode, Policy, TokenHistory
+from wmfast.types import HISTORY
 
 
 class RawStep(NamedTuple):
@@ -61,10 +63,14 @@ class Collector:
         device: torch.device,
         rng: np.random.Generator,
         clock: Stopwatch,
+        on_frames: Callable[[int, NDArray[np.uint8]], None] | None = None,
     ) -> None:
+        """`on_frames(first_id, frames)` is told of each row stored: its id, its pixels."""
+        self._on_frames = on_frames
         self._envs, self._replay = envs, replay
         self._encode, self._policy = encode, policy
         self._device, self._rng, self._clock = device, rng, clock
+        self._seen: deque[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = deque(maxlen=HISTORY)
 
     def begin(self, frames: NDArray[np.uint8]) -> None:
         """Start from the games' first frames, uint8 (E, 84, 64, 3), with a random action."""
@@ -96,7 +102,14 @@ class Collector:
             self._act(epsilon)
         return result.finished
 
+    def encode_again(self) -> None:
+        """The tokenizer has moved: the histories and the current tokens, anew from their pixels."""
+        for number, (frames, is_reset) in enumerate(self._seen):
+            self._remember(frames, is_reset if number else np.ones_like(is_reset))
+
     def _store(self, actions: NDArray[np.int64], result: EnvStep) -> None:
+        if self._on_frames is not None:
+            self._on_frames(int(self._replay.stats()["added"]), self._seen[-1][0])
         self._replay.add(
             self._tokens,
             actions,
@@ -107,6 +120,10 @@ class Collector:
         )
 
     def _observe(self, frames: NDArray[np.uint8], is_reset: NDArray[np.bool_]) -> None:
+        self._seen.append((frames, is_reset))
+        self._remember(frames, is_reset)
+
+    def _remember(self, frames: NDArray[np.uint8], is_reset: NDArray[np.bool_]) -> None:
         tokens_ek = self._encode(torch.from_numpy(frames).to(self._device))
         if is_reset.all():
             self._history = TokenHistory(tokens_ek)

@@ -231,12 +231,40 @@ class DynaConfig:
 
 
 @dataclass(frozen=True)
+class ContinualConfig:
+    """Mode full: the tokenizer goes on learning, and what it has encoded is kept up with it."""
+
+    window_frames: int = 100_000
+    """Newest frames kept as pixels (compressed); older tokens can't be encoded again."""
+    tokenizer_every: int = 5_000
+    """Env steps between trainings of the tokenizer."""
+    tokenizer_updates: int = 200
+    """Updates a training."""
+    learning_rate: float = 3e-5
+    """AdamW learning rate."""
+    ema_decay: float = 0.999
+    """Decay of the moving averages that the codes follow."""
+    rehearsal_fraction: float = 0.5
+    """Share of a batch that is drawn from rehearsal frames, evenly over the codes."""
+    frames_per_code: int = 100
+    """Rehearsal frames kept for a code; a frame is filed under the rarest code in it."""
+    reseed_codes: int = 16
+    """Codes at most that a training may move onto what fits worst; 0: none."""
+    sample_frames: int = 128
+    """Frames that decide about such moves."""
+    bank_frames: int = 256
+    """Held-out frames on which the drift of the tokens is measured."""
+    drift_bound: float = 0.05
+    """Tokens without pixels are dropped once this share of the bank's tokens has changed."""
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """How often each part of the loop runs, in env steps."""
 
-    mode: Literal["staged", "frozen"] = "frozen"
-    """frozen: tokenizer frozen after the warm-up, world model and agent continue; staged:
-    tokenizer, then world model, then agent."""
+    mode: Literal["staged", "frozen", "full"] = "frozen"
+    """frozen: tokenizer frozen after the warm-up, world model and agent continue; full: all three
+    continue; staged: tokenizer, then world model, then agent."""
     warmup_steps: int = 10_000
     """Random env steps before any training."""
     replay_capacity: int = 1_000_000
@@ -280,4 +308,5 @@ class Config:
     world_model: WorldModelConfig = field(default_factory=WorldModelConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     dyna: DynaConfig = field(default_factory=DynaConfig)
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -66,6 +66,10 @@ class DreamedTransitions(nn.Module):
         """How many rows of a batch are imagined; 0 while the pool is empty."""
         return round(self._config.share * batch_size) if len(self) else 0
 
+    def forget(self) -> None:
+        """What was dreamed is not to be learned from, say because tokens have a new meaning."""
+        self.count.zero_()
+
     @torch.no_grad()
     def refresh(self, world_model: WorldModel, policy: Policy, seeds: Segments) -> Metrics:
         """Dream anew from one-step segments (S = 1); what was dreamed before is forgotten.

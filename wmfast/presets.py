@@ -5,6 +5,7 @@ from __future__ import annotations
 from wmfast.config import (
     AgentConfig,
     Config,
+    ContinualConfig,
     DynaConfig,
     EnvConfig,
     LoopConfig,
@@ -43,6 +44,12 @@ PRESETS: dict[str, Config] = {
             learning_rate=3e-4,
             epsilon_share=0.25,
             every=8,
+        ),
+        continual=ContinualConfig(
+            window_frames=30_000,
+            tokenizer_updates=30,
+            learning_rate=1e-3,
+            frames_per_code=20,
         ),
         loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=60_000),
     ),
@@ -130,6 +137,15 @@ PRESETS: dict[str, Config] = {
             batch_size=8,
             every=8,
             curiosity=0.1,
+        ),
+        continual=ContinualConfig(
+            window_frames=240,
+            tokenizer_every=100,
+            tokenizer_updates=2,
+            learning_rate=1e-3,
+            frames_per_code=4,
+            sample_frames=16,
+            bank_frames=16,
         ),
         dyna=DynaConfig(share=0.125, start=0.4, every=100, seeds=16, trust_threshold=0.0),
         loop=LoopConfig(

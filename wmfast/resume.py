@@ -8,15 +8,19 @@ not: ale-py's vector env cannot restore a game, so each game begins anew, from s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from wmfast import TokenReplay
 from wmfast.build import RECENT_GAMES, Counters, Parts, build
 from wmfast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from wmfast.config import Config
+from wmfast.continual import FRAMES_FILE
 from wmfast.errors import UserError
 from wmfast.metrics import METRICS_FILE
 from wmfast.rng_state import restore_rng, rng_state
@@ -34,26 +38,35 @@ def save(parts: Parts, run: RunDir) -> None:
         counters["wall_s"] = parts.wall_s()
         metrics = run.path / METRICS_FILE
         counters["metrics_bytes"] = metrics.stat().st_size if metrics.exists() else 0
+        modules: dict[str, nn.Module] = {
+            "tokenizer": parts.tokenizer,
+            "world_model": parts.world_model,
+            "agent": parts.agent,
+            "dreams": parts.dreams,
+            "curiosity": parts.curiosity,
+        }
+        optimizers = {
+            "agent": parts.agent_step.optimizer,
+            "world_model": parts.world_model_step.optimizer,
+        }
+        writers: dict[str, Callable[[Path], object]] = {
+            _REPLAY_FILE: lambda path: parts.replay.save(str(path))
+        }
+        if parts.continual is not None:
+            modules["moving_codes"] = parts.continual.codes
+            optimizers["tokenizer"] = parts.continual.step.optimizer
+            writers[FRAMES_FILE] = parts.continual.save
         save_checkpoint(
             run.path,
             parts.counters.env_step,
-            modules={
-                "tokenizer": parts.tokenizer,
-                "world_model": parts.world_model,
-                "agent": parts.agent,
-                "dreams": parts.dreams,
-                "curiosity": parts.curiosity,
-            },
-            optimizers={
-                "agent": parts.agent_step.optimizer,
-                "world_model": parts.world_model_step.optimizer,
-            },
+            modules=modules,
+            optimizers=optimizers,
             state={
                 "counters": counters,
                 "clock": parts.clock.seconds(),
                 "rng": rng_state(_generators(parts)),
             },
-            writers={_REPLAY_FILE: lambda path: parts.replay.save(str(path))},
+            writers=writers,
             keep=parts.config.loop.keep_checkpoints,
         )
 
@@ -76,6 +89,10 @@ def restore(run: RunDir, config: Config) -> Parts | None:
     checkpoint.restore_module("curiosity", parts.curiosity)
     checkpoint.restore_optimizer("agent", parts.agent_step.optimizer)
     checkpoint.restore_optimizer("world_model", parts.world_model_step.optimizer)
+    if parts.continual is not None:
+        checkpoint.restore_module("moving_codes", parts.continual.codes)
+        checkpoint.restore_optimizer("tokenizer", parts.continual.step.optimizer)
+        parts.continual.load(checkpoint.file(FRAMES_FILE))
     parts.counters = _counters(checkpoint.state["counters"], str(checkpoint.path))
     parts.clock.restore(checkpoint.state["clock"])
     parts.collector.begin(parts.envs.reset())

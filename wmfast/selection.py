@@ -1,7 +1,8 @@
 """Which of a run's world models is kept: the one that dreams best on the frozen canary steps.
 
 A world model is put aside at every evaluation. When the run ends, its agent plays the games of the
-frozen bank, and all candidates are judged on the same steps, none of which they trained on.
+frozen bank, and all candidates are judged on the same steps, none of which they trained on. In mode
+``full`` one that knows other codes than the tokenizer has now is left out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,12 @@ def keep_best(parts: Parts, run: RunDir, bank: GoldBank) -> dict[str, Any]:
     model = copy.deepcopy(parts.world_model)
     figures: dict[int, float] = {}
     best: dict[str, Tensor] = {}
-    paths = run.models.glob(_CANDIDATE.format("*"))
+    codes = codes_checksum(parts.tokenizer.codes)
+    paths = [  # those that know today's tokens: in mode full the codes move
+        path
+        for path in run.models.glob(_CANDIDATE.format("*"))
+        if read_meta(path)["codes"] == codes
+    ]
     for path in sorted(paths, key=lambda path: int(read_meta(path)["env_step"])):
         weights = read_model(path, "world_model")[1]
         model.load_state_dict(weights)

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+
 from wmfast.agent import epsilon, importance_exponent, reset_due, returns
 from wmfast.build import Parts, build, use_cores
 from wmfast.closing import Summary
 from wmfast.config import Config, WorldModelConfig
+from wmfast.continual import ContinualTokenizer
 from wmfast.dyna import joined
 from wmfast.finish import evaluate, finish
 from wmfast.metrics import MetricsLog
@@ -64,8 +67,10 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
             dream(parts)
         for _ in range(due(parts, config.agent.every) * config.agent.updates):
             train_agent(parts)
-        for _ in range(due(parts, config.world_model.every) if every.mode == "frozen" else 0):
+        for _ in range(due(parts, config.world_model.every) if every.mode != "staged" else 0):
             train_world_model(parts)
+        if parts.continual is not None and due(parts, config.continual.tokenizer_every):
+            train_tokenizer(parts, parts.continual)
         if due(parts, every.eval_every) and counters.env_step < config.steps:
             with reporter.aside("evaluating", total=1, unit="policy"):
                 evaluate(parts, run, log, reporter)
@@ -155,6 +160,17 @@ def train_world_model(parts: Parts) -> None:
         batch = parts.sampler.segments(size, steps, recent=recent)
         parts.beside.start(lambda: parts.world_model_step(batch))
     parts.counters.world_model_updates += 1
+
+
+def train_tokenizer(parts: Parts, continual: ContinualTokenizer) -> None:
+    """Mode ``full``: some updates of the tokenizer; every token in use keeps up with it."""
+    parts.settle()
+    with parts.clock("tokenizer"):
+        metrics = continual.train()
+        parts.collector.encode_again()
+        parts.dreams.forget()
+        scalars = {name: torch.tensor(value) for name, value in metrics.items()}
+        parts.averager.add("tokenizer", scalars)
 
 
 def learning_rate(update: int, planned: int, config: WorldModelConfig) -> float:

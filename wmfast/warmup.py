@@ -128,6 +128,9 @@ def prepare(parts: Parts, log: MetricsLog, reporter: Reporter, stopped: Callable
         )
     with parts.clock("encode"):
         parts.collector.begin_after(warmup)
+    if parts.continual is not None:
+        with parts.clock("tokenizer"):
+            parts.continual.begin(frames_held_out)
     counters.env_step = len(warmup) * parts.envs.num_envs
     for raw in warmup:
         counters.recent_returns.extend(game.score for game in raw.result.finished)

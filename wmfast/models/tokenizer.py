@@ -31,18 +31,21 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 class StreamEncoder:
     """``tokenizer.encode`` for consecutive frames of the same games: equal tokens, sooner.
 
-    On a CPU it keeps the last frames, so that a patch tokenizer looks only at patches that changed.
-    Make a new one after the tokenizer has been trained.
+    On a CPU it keeps the last frames, so that a patch tokenizer looks only at patches that changed
+    (at all of them once the codes have moved).
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._last: tuple[Tensor, Tensor] | None = None
+        self._version = tokenizer.version
 
     def __call__(self, frames_bhwc: Tensor) -> Tensor:
         """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336). The frames must not change afterwards."""
         if frames_bhwc.device.type != "cpu":
             return self._tokenizer.encode(frames_bhwc)
+        if self._version != self._tokenizer.version:
+            self._last, self._version = None, self._tokenizer.version
         if self._last is None or self._last[0].shape != frames_bhwc.shape:
             tokens_bk = self._tokenizer.encode(frames_bhwc)
         else:

@@ -24,14 +24,17 @@ class Tokenizer(nn.Module, ABC):
             something.
         median: buffer, uint8 (84, 64, 3): the background. What differs from it weighs more in the
             loss, by ``foreground_weight``.
+        version: counts the moves of the codes; tokens kept from an earlier version may be stale.
     """
 
     codes: Tensor
     median: Tensor
+    version: int
 
     def __init__(self, config: TokenizerConfig, code_dim: int) -> None:
         super().__init__()
         self.vocab_size = config.codebook_size
+        self.version = 0
         self.foreground_weight = config.foreground_weight
         self.register_buffer("codes", torch.zeros(self.vocab_size, code_dim))
         self.register_buffer("median", torch.zeros(*FRAME_HW, 3, dtype=torch.uint8))
@@ -57,3 +60,21 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def loss(self, frames_bhwc: Tensor) -> tuple[Tensor, Metrics]:
         """Training loss on uint8 (B, 84, 64, 3) frames, and its metrics."""
+
+    @abstractmethod
+    def vectors(self, frames_bhwc: Tensor) -> Tensor:
+        """What is compared with the codes: float32 (B * 336, D) of uint8 (B, 84, 64, 3) frames."""
+
+    @abstractmethod
+    def points(self) -> Tensor:
+        """The codes where ``vectors`` are compared with them, float32 (V, D)."""
+
+    @abstractmethod
+    def move_codes(self, points_vd: Tensor, which_v: Tensor) -> None:
+        """Set the codes of which bool (V,) says so to these ``points``; a new version.
+
+        Tokens, and whatever was computed from them, are stale then.
+        """
+
+    def inherit(self, which_n: Tensor, like_n: Tensor) -> None:
+        """Codes int64 (N,) got a new place; what is learned for each begins as that of another."""

@@ -141,8 +141,26 @@ class VQVAE(Tokenizer):
     @torch.no_grad()
     def encode(self, frames_bhwc: Tensor) -> Tensor:
         """Uint8 (B, 84, 64, 3) to tokens, int64 (B, 336)."""
-        latent_bdhw = self.encoder(to_images(frames_bhwc)).float()
-        return nearest_code(latent_bdhw.flatten(2).transpose(1, 2), self.codes)
+        return nearest_code(self._latents(frames_bhwc), self.codes)
+
+    @torch.no_grad()
+    def vectors(self, frames_bhwc: Tensor) -> Tensor:
+        """The encoder's outputs, float32 (B * 336, D)."""
+        return self._latents(frames_bhwc).flatten(0, 1)
+
+    def points(self) -> Tensor:
+        """The codes, float32 (V, D)."""
+        return self.codes
+
+    @torch.no_grad()
+    def move_codes(self, points_vd: Tensor, which_v: Tensor) -> None:
+        """Set the codes of which bool (V,) says so to float32 (V, D)."""
+        self.codes.copy_(torch.where(which_v[:, None], points_vd, self.codes))
+        self.version += 1
+
+    def _latents(self, frames_bhwc: Tensor) -> Tensor:
+        latent_bdhw: Tensor = self.encoder(to_images(frames_bhwc)).float()
+        return latent_bdhw.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, tokens_bk: Tensor) -> Tensor:
