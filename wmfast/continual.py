@@ -100,9 +100,7 @@ class ContinualTokenizer:
         reseeded = 0
         if config.reseed_codes:
             sample = self._frames(config.sample_frames, rng)
-            rehearsed_v = torch.from_numpy(self.rehearsal.counts_v > 0).to(self._device)
-            most = config.reseed_codes
-            reseeded = self.codes.reseed(sample, self._shares(), most, keep_v=rehearsed_v)
+            reseeded = self.codes.reseed(sample, self._shares(), config.reseed_codes)
         sums: dict[str, Tensor] = {}
         for _ in range(config.tokenizer_updates):
             batch = self._frames(self._batch_size, rng)
@@ -245,4 +243,5 @@ class ContinualTokenizer:
         """How often each code occurs, (V,), frames weighted."""
         weight_n = np.ones(len(tokens_nk)) if weight_n is None else weight_n
         weights = np.repeat(weight_n, TOKENS_PER_FRAME)
-        return np.bincount(tokens_nk.ravel(), weights, minlength=self._tokenizer.vocab_size)
+        use_v = np.bincount(tokens_nk.ravel(), weights, minlength=self._tokenizer.vocab_size)
+        return use_v.astype(np.float64)

@@ -13,9 +13,10 @@ place of the code that would be missed least,
     gain = mean over a sample of what the squared error falls by
     cost = share of all vectors that have the code  *  squared distance to its nearest other code
 
-if gain > MARGIN * cost. A code that nothing uses costs nothing, one that only rehearsed frames use
-what it would cost there. Codes that rehearsal keeps frames for never move. Nor does one of more
-than an even share: the error might not rise (it may have a twin), but tokens would change all over.
+if gain > MARGIN * cost. A code that nothing uses costs nothing. One that only rehearsed frames use
+costs what it is worth to them, in a batch where they are drawn evenly over the codes: looks that a
+game no longer shows keep their codes. A code of more than an even share never moves: the error
+might not rise (it may have a twin), but tokens would change all over.
 
 Dimension legend: b frames, n vectors, v codes, d dimensions, m candidates; frames are uint8
 (B, 84, 64, 3).
@@ -95,16 +96,13 @@ class MovingCodes(nn.Module):
         return {"perplexity": torch.special.entr(share_v).sum().exp(), "fit": fit}
 
     @torch.no_grad()
-    def reseed(
-        self, frames_bhwc: Tensor, share_v: Tensor, most: int, keep_v: Tensor | None = None
-    ) -> int:
+    def reseed(self, frames_bhwc: Tensor, share_v: Tensor, most: int) -> int:
         """Give up to `most` codes a new place. Waits for the device.
 
         Args:
             frames_bhwc: the sample.
             share_v: float (V,), share of all vectors (not only the sample's) that have each code.
             most: codes at most.
-            keep_v: bool (V,), codes that stay whatever it costs.
 
         Returns:
             How many moved.
@@ -119,8 +117,6 @@ class MovingCodes(nn.Module):
         share_v, apart_v = share_v.to(points_vd), _to_nearest_other(points_vd)
         cost_v = share_v * apart_v.clamp(min=_TWIN * apart_v.mean())  # of twins, the unused one
         cost_v[share_v > 1 / len(share_v)] = torch.inf
-        if keep_v is not None:
-            cost_v[keep_v] = torch.inf
         moved: dict[int, int] = {}
         untried_m = torch.ones_like(error_m, dtype=torch.bool)
         for _ in range(_TRIES * most):
