@@ -98,6 +98,17 @@ def test_of_twins_the_one_in_use_keeps_its_place() -> None:
     assert 45 in greys(tokenizer)[1:3]
 
 
+def test_once_a_twin_has_moved_the_other_is_needed() -> None:
+    tokenizer = patches_at(0, 30, 60, 62, 120, 150, 180, 210)
+    moving = MovingCodes(tokenizer, decay=0.99, autocast=False)
+    share = torch.full((8,), 1 / 8)
+    moving.begin(share, 336)
+    assert moving.reseed(flat(0, 30, 61, 245, 97), share, 4) == 1  # two looks, one place
+    left = greys(tokenizer)
+    assert (60 in left) != (62 in left)
+    assert 245 in left
+
+
 def test_a_stream_encoder_looks_at_every_patch_again_once_codes_have_moved() -> None:
     tokenizer = patches_at(*GREYS)
     encode = StreamEncoder(tokenizer)

@@ -15,8 +15,7 @@ place of the code that would be missed least,
 
 if gain > MARGIN * cost. A code that nothing uses costs nothing. One that only rehearsed frames use
 costs what it is worth to them, in a batch where they are drawn evenly over the codes: looks that a
-game no longer shows keep their codes. A code of more than an even share never moves: the error
-might not rise (it may have a twin), but tokens would change all over.
+game no longer shows keep their codes. Of two codes that are nearly one the less used one moves.
 
 Dimension legend: b frames, n vectors, v codes, d dimensions, m candidates; frames are uint8
 (B, 84, 64, 3).
@@ -114,9 +113,7 @@ class MovingCodes(nn.Module):
         worst_n = error_n.topk(min(_CANDIDATES, len(error_n))).indices
         # Only these can gain much; what the others would gain is left out.
         vectors_md, error_m, index_m = vectors_nd[worst_n], error_n[worst_n], index_n[worst_n]
-        share_v, apart_v = share_v.to(points_vd), _to_nearest_other(points_vd)
-        cost_v = share_v * apart_v.clamp(min=_TWIN * apart_v.mean())  # of twins, the unused one
-        cost_v[share_v > 1 / len(share_v)] = torch.inf
+        cost_v = _costs(points_vd, share_v)
         moved: dict[int, int] = {}
         untried_m = torch.ones_like(error_m, dtype=torch.bool)
         for _ in range(_TRIES * most):
@@ -129,7 +126,8 @@ class MovingCodes(nn.Module):
                 continue
             moved[code] = int(index_m[best])
             points_vd[code] = vectors_md[best]
-            cost_v[code] = torch.inf
+            cost_v = _costs(points_vd, share_v)  # its twin may be the only one now
+            cost_v[list(moved)] = torch.inf
             error_m = torch.minimum(error_m, to_best_m)
             if len(moved) == most:
                 break
@@ -149,8 +147,9 @@ class MovingCodes(nn.Module):
             return self.tokenizer.vectors(frames_bhwc)
 
 
-def _to_nearest_other(points_vd: Tensor) -> Tensor:
-    """Squared distance of each code to its nearest other one, (V,)."""
+def _costs(points_vd: Tensor, share_v: Tensor) -> Tensor:
+    """By how much the mean squared error rises, at most, without each code, (V,)."""
     square_v = points_vd.square().sum(1)
     distance_vv = square_v[:, None] + square_v - 2 * points_vd @ points_vd.T
-    return distance_vv.fill_diagonal_(torch.inf).min(1).values.clamp(min=0)
+    apart_v = distance_vv.fill_diagonal_(torch.inf).min(1).values
+    return share_v.to(points_vd) * apart_v.clamp(min=_TWIN * apart_v.mean())
