@@ -43,7 +43,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--stepz", "3"], ["--stepz"]),
         (["--env.sticky", "1.5"], ["--env.sticky 1.5", "0..1"]),
         (["--agent.kind", "mlp"], ["'mlp'", "'conv'"]),
-        (["--loop.mode", "full"], ["'full'", "'staged'", "'frozen'"]),
+        (["--loop.mode", "fast"], ["'fast'", "'staged'", "'frozen'", "'full'"]),
         (["--vqvae", "absent.safetensors"], ["absent.safetensors"]),
         (["--wm", "absent.safetensors"], ["absent.safetensors"]),
         (["--agent.d-model", "0"], ["--agent.d-model 0", "at least 1"]),
