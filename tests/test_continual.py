@@ -286,6 +286,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run: RunDir) -> 
 def test_a_whole_run_in_mode_full(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["--game", "breakout", "--preset", "smoke", "--loop.mode", "full"]
+    arguments += ["--env.max-frames", "480", "--loop.eval-every", "1000"]
     main_train([*arguments, "--steps", "420", "--run-dir", str(folder)])
     rows = read_metrics(folder / "metrics.jsonl")
     trained = [row for row in rows if "tokenizer/drift/retention" in row]
