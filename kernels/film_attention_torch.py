@@ -111,7 +111,7 @@ def _tame(rows: Sequence[Tensor], keys: Sequence[Tensor], scale: float) -> bool:
     wide = torch.promote_types(keys[0].dtype, torch.float32)
 
     def longest(x: Tensor) -> float:
-        return torch.linalg.vector_norm(x, dim=-1, dtype=wide).max().item()
+        return float(torch.linalg.vector_norm(x, dim=-1, dtype=wide).max())
 
     q, *rest = (longest(x) for x in rows)
     k, v = (longest(x) for x in keys)
