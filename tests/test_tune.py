@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def test_the_fastest_with_the_right_answer_is_taken() -> None:
 def test_a_config_within_the_noise_changes_nothing() -> None:
     bench = Bench({16: 2e-6, 32: 1.97e-6, 64: 9e-6})
     assert pick(bench.tunable(), CURRENT, bench.timer)[0] == CURRENT
+
+
+def test_a_config_of_the_table_that_does_not_run_makes_room_for_the_next() -> None:
+    bench = Bench({16: 3e-6, 32: 2e-6, 64: 1e-6})
+    best, lines = pick(bench.tunable()._replace(candidates=(CURRENT, FAST)), LARGE, bench.timer)
+    assert best == FAST
+    assert lines[0].endswith("(in the table): RuntimeError: out of resource: shared memory")
+    assert len(lines) == 3
+
+
+def test_where_no_config_runs_the_table_stays() -> None:
+    best, lines = pick(Bench({}).tunable()._replace(candidates=(LARGE,)), LARGE, Bench({}).timer)
+    assert best == LARGE
+    assert lines[-1] == "no config runs here, the table stays"
 
 
 def test_the_new_table_differs_in_the_tuned_entry_only(
@@ -96,6 +111,11 @@ def test_film_attention_is_tuned_where_the_table_has_a_row() -> None:
     for t in tunables:
         assert t.bucket in launch.table()[t.op]["sm90"][t.dtype]
         assert set(t.candidates[0]) == set(launch.table()[t.op]["sm90"][t.dtype][t.bucket])
+
+
+def test_every_op_of_the_table_is_tuned() -> None:
+    found = [importlib.import_module(m).tunables(torch.device("meta")) for m in tune.MODULES]
+    assert {t.op for tunables in found for t in tunables} == set(launch.table())
 
 
 def test_every_row_of_nearest_code_can_be_tuned() -> None:
