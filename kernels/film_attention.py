@@ -15,7 +15,8 @@ the log-sum-exp of each row (Dao et al. 2022) and adds nothing atomically.
 
 On CUDA the bodies are ``film_attention_forward.py`` and ``film_attention_backward.py`` (Triton, D
 up to 128), on a CPU ``film_attention_torch.py``; older GPUs, other devices, wider heads and
-float64 on CUDA take its differentiable slices.
+float64 on CUDA take its differentiable slices (``film_attention_recomputed.py`` inside a compiled
+program). The choice is made when the op runs, never while a program is traced.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from wmfast.kernels import film_attention_torch, launch
+from wmfast.kernels import film_attention_recomputed, film_attention_torch, launch
 from wmfast.kernels.dispatch import Body, choose_body
 
 _BODIES: tuple[Body, ...] = (
@@ -75,24 +76,31 @@ def film_attention(
     q (B, N, Lq, D), k and v (B, N, Lk, D) with 1 <= Lq <= Lk; gamma, beta (B, N, D) or None;
     returns (B, N, Lq, D). ``frame_causal``: tokens a frame, where a token may see its own and
     earlier frames only; ``scale``: 1 / sqrt(D) unless given, positive. Autocast leaves the dtypes
-    alone. Equal inputs give equal bits, forward and backward; there are no second derivatives.
-    Raises ValueError for shapes or numbers that don't fit and TypeError for dtypes that don't.
+    alone. Equal inputs give equal bits, forward and backward; there are no second derivatives, and
+    torch.func's transforms raise RuntimeError (torch.autograd is the way). Raises ValueError for
+    shapes or numbers that don't fit and TypeError for dtypes and types that don't.
     """
     _check(q, k, v, gamma, beta, frame_causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if not isinstance(scale, (int, float)):
+        raise TypeError(f"scale is a {type(scale).__name__}: allowed is None or a positive number")
     if not 0 < scale < math.inf:
         raise ValueError(f"scale = {scale}: allowed is None or a positive number")
     frame = k.shape[2] if frame_causal is None else min(frame_causal, k.shape[2])
-    fits = q.shape[3] <= _TRITON_WIDTH and q.dtype != torch.float64
-    if q.device.type == "cuda" and not torch.compiler.is_compiling():
-        fits = fits and launch.supported(q.device)
-    body = choose_body("film_attention", q.device, _BODIES if fits else ("torch",))
-    if q.device.type == "cpu" or body == "triton":
-        inputs = (q, k, v, gamma, beta, frame, scale)
-        if torch.compiler.is_compiling():  # an op is one node of the graph
-            return cast(Tensor, torch.ops.wmfast.film_attention(*inputs)[0])
+    inputs = (q, k, v, gamma, beta, frame, scale)
+    if torch.compiler.is_compiling() and q.device.type in ("cpu", "cuda"):
+        # One node of the graph; which body it runs is decided when it runs.
+        return cast(Tensor, torch.ops.wmfast.film_attention(*inputs)[0])
+    if _body(q) == "triton" or q.device.type == "cpu":
         return cast(Tensor, _FilmAttention.apply(*inputs))  # type: ignore[no-untyped-call]
-    return film_attention_torch.slices(q, k, v, gamma, beta, frame, scale)
+    return film_attention_torch.slices(*inputs)
+
+
+def _body(q: Tensor) -> Body:
+    fits = q.shape[3] <= _TRITON_WIDTH and q.dtype != torch.float64
+    if q.device.type == "cuda":
+        fits = fits and launch.supported(q.device)
+    return choose_body("film_attention", q.device, _BODIES if fits else ("torch",))
 
 
 def _check(
@@ -122,6 +130,12 @@ def _check(
                 f"{name} has shape {tuple(film.shape)}: allowed is (B, N, D) = "
                 f"{(q.shape[0], q.shape[1], q.shape[3])}"
             )
+        if film is not None and not film.is_floating_point():
+            raise TypeError(f"{name} is {film.dtype}: a real floating dtype is allowed")
+    if frame is not None and not isinstance(frame, int):
+        raise TypeError(
+            f"frame_causal = {frame}: allowed is None or an int, not a {type(frame).__name__}"
+        )
     if frame is not None and frame < 1:
         raise ValueError(f"frame_causal = {frame}: allowed is None or at least 1")
 
@@ -200,6 +214,19 @@ torch.library.define(
 )
 
 
+def _forward_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    frame: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    _body(q)  # there is one only, but the switch may ask for what is not
+    return film_attention_torch.forward(q, k, v, gamma, beta, frame, scale)
+
+
 def _forward_cuda(
     q: Tensor,
     k: Tensor,
@@ -209,6 +236,8 @@ def _forward_cuda(
     frame: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
+    if _body(q) == "torch":
+        return film_attention_recomputed.forward(q, k, v, gamma, beta, frame, scale)
     from wmfast.kernels.film_attention_forward import forward  # triton is optional
 
     return forward(q, k, v, gamma, beta, frame, scale)
@@ -226,6 +255,8 @@ def _backward_cuda(
     frame: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if _body(q) == "torch":
+        return film_attention_recomputed.backward(do, q, k, v, gamma, beta, frame, scale)
     from wmfast.kernels.film_attention_backward import backward
 
     return backward(do, q, k, v, gamma, beta, o, lse, frame, scale)
@@ -233,7 +264,7 @@ def _backward_cuda(
 
 torch.library.impl("wmfast::film_attention", "CUDA", _forward_cuda)
 torch.library.impl("wmfast::film_attention_backward", "CUDA", _backward_cuda)
-torch.library.impl("wmfast::film_attention", "CPU", film_attention_torch.forward)
+torch.library.impl("wmfast::film_attention", "CPU", _forward_cpu)
 torch.library.impl("wmfast::film_attention_backward", "CPU", film_attention_torch.backward)
 torch.library.register_fake("wmfast::film_attention", _forward_fake)
 torch.library.register_fake("wmfast::film_attention_backward", _backward_fake)

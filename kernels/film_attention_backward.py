@@ -29,11 +29,12 @@ from wmfast.kernels.film_attention_forward import (
     head_start,
     lint_rows,
     load_rows,
-    masked,
+    masks_of,
     modulate,
     pair,
     precision,
     query_tile,
+    query_tiles,
     row_limits,
     store_rows,
 )
@@ -48,30 +49,31 @@ KEYS = "film_attention_keys"
 def queries_kernel(
     do_in, q_in, k_in, v_in, gamma_in, beta_in, o_in, lse_in,
     dq_out, delta_out, filmed_out, sums_out,
-    scale, scale_log2, heads, q_len, k_len, frame,
+    scale, scale_log2, heads, q_len, k_len, frame, tiles,
     q_b, q_n, q_l, k_b, k_n, k_l, v_b, v_n, v_l, gamma_b, gamma_n, beta_b, beta_n,
     do_b, do_n, do_l, o_b, o_n, o_l,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, BY_FRAME: tl.constexpr,
 ):  # fmt: skip
     """dq, delta, the modulated queries, and each tile's sums for dgamma and dbeta.
 
     ``sums_out`` is (2, B, N, tiles, D) float32; it and ``filmed_out`` are written with FiLM only.
     """
-    tile, batch, head = query_tile(q_len, k_len, frame, heads, BLOCK_M)
+    tile, start_m, end_m, stop, batch, head = query_tile(
+        q_len, k_len, frame, tiles, heads, BLOCK_M, BY_FRAME
+    )
     d = tl.arange(0, BLOCK_D)
     columns = tl.arange(0, BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
-    start_m = tile * BLOCK_M
-    inside = start_m + rows < q_len
+    inside = start_m + rows < end_m
     k_head = head_start(k_in, batch, head, k_b, k_n)
     v_head = head_start(v_in, batch, head, v_b, v_n)
 
     do_head = head_start(do_in, batch, head, do_b, do_n)
-    do = load_rows(do_head, start_m, q_len, do_l, rows, d, D)
+    do = load_rows(do_head, start_m, end_m, do_l, rows, d, D)
     o_head = head_start(o_in, batch, head, o_b, o_n)
-    o = load_rows(o_head, start_m, q_len, o_l, rows, d, D)
+    o = load_rows(o_head, start_m, end_m, o_l, rows, d, D)
     row_head = (batch.to(tl.int64) * heads + head) * q_len + start_m
     # Rows beyond the head: an infinite sum makes their p zero.
     lse = tl.load(lse_in + row_head + rows, mask=inside, other=float("inf")) * 1.4426950408889634
@@ -79,20 +81,19 @@ def queries_kernel(
     tl.store(delta_out + row_head + rows, delta, mask=inside)
 
     q_head = head_start(q_in, batch, head, q_b, q_n)
-    q = load_rows(q_head, start_m, q_len, q_l, rows, d, D)
+    q = load_rows(q_head, start_m, end_m, q_l, rows, d, D)
     gamma = head_start(gamma_in, batch, head, gamma_b, gamma_n)
     if HAS_GAMMA or HAS_BETA:
         beta = head_start(beta_in, batch, head, beta_b, beta_n)
         q = modulate(q, gamma, beta, d, D, HAS_GAMMA, HAS_BETA)
-        store_rows(filmed_out, q, batch, head, heads, start_m, q_len, rows, d, D)
+        store_rows(filmed_out, q, batch, head, heads, start_m, q_len, end_m, rows, d, D)
 
     limit = row_limits(start_m + rows, q_len, k_len, frame)  # [M]
-    last_limit = row_limits(tl.minimum(start_m + BLOCK_M, q_len) - 1, q_len, k_len, frame)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    tl.assume(last_limit > 0)
-    for start in tl.range(0, last_limit, BLOCK_N):
-        k = load_rows(k_head, start, k_len, k_l, columns, d, D)  # [N, D]
-        v = load_rows(v_head, start, k_len, v_l, columns, d, D)  # [N, D]
+    tl.assume(stop > 0)
+    for start in tl.range(0, stop, BLOCK_N):
+        k = load_rows(k_head, start, stop, k_l, columns, d, D)  # [N, D]
+        v = load_rows(v_head, start, stop, v_l, columns, d, D)  # [N, D]
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, N]
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)  # [M, N]
         p = tl.math.exp2(score * scale_log2 - lse[:, None])
@@ -103,15 +104,14 @@ def queries_kernel(
 
     dq *= scale
     if HAS_GAMMA or HAS_BETA:
-        tiles = tl.cdiv(q_len, BLOCK_M)
         sums = sums_out + ((batch.to(tl.int64) * heads + head) * tiles + tile) * D + d
-        plain = load_rows(q_head, start_m, q_len, q_l, rows, d, D)
+        plain = load_rows(q_head, start_m, end_m, q_l, rows, d, D)
         tl.store(sums, tl.sum(dq * plain.to(tl.float32), 0), mask=d < D)
         every = tl.num_programs(0).to(tl.int64) * D  # from the sums of gamma to those of beta
         tl.store(sums + every, tl.sum(dq, 0), mask=d < D)
         if HAS_GAMMA:
             dq *= (1.0 + tl.load(gamma + d, mask=d < D, other=0.0).to(tl.float32))[None, :]
-    store_rows(dq_out, dq, batch, head, heads, start_m, q_len, rows, d, D)
+    store_rows(dq_out, dq, batch, head, heads, start_m, q_len, end_m, rows, d, D)
 
 
 @triton.jit
@@ -171,8 +171,8 @@ def keys_kernel(
         delta = tl.load(delta_in + row_head + start + rows, mask=inside, other=0.0)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    store_rows(dk_out, dk * scale, batch, head, heads, start_n, k_len, columns, d, D)
-    store_rows(dv_out, dv, batch, head, heads, start_n, k_len, columns, d, D)
+    store_rows(dk_out, dk * scale, batch, head, heads, start_n, k_len, k_len, columns, d, D)
+    store_rows(dv_out, dv, batch, head, heads, start_n, k_len, k_len, columns, d, D)
 
 
 def backward(
@@ -202,7 +202,7 @@ def backward(
         "PRECISION": precision(),
     }
     config = launch.config_of(QUERIES, q, bucket(q))
-    tiles = triton.cdiv(q_len, config["BLOCK_M"])
+    tiles = query_tiles(q, k, frame, config)
     sums = lse.new_empty((2, batch, heads, tiles, width) if filming else (0,))
     launch.run(
         queries_kernel,
@@ -210,11 +210,11 @@ def backward(
         config,
         *(do, q, k, v, q if gamma is None else gamma, q if beta is None else beta, o, lse),
         *(dq, delta, filmed, sums),
-        *(scale, scale * LOG2_E, heads, q_len, k_len, frame),
+        *(scale, scale * LOG2_E, heads, q_len, k_len, frame, tiles),
         *(*strides, *pair(gamma), *pair(beta), *do.stride()[:3], *o.stride()[:3]),
         HAS_GAMMA=gamma is not None,
         HAS_BETA=beta is not None,
-        MASKED=masked(k, frame, config),
+        **masks_of(q, k, frame, config),
         **constants,
     )
     config = launch.config_of(KEYS, q, bucket(k))
@@ -235,7 +235,7 @@ def lint_cases() -> Iterator[Case]:
     strides = (*STRIDES, *(f"{x}_{axis}" for x in ("do", "o") for axis in "bnl"))
     for op, kernel in ((QUERIES, queries_kernel), (KEYS, keys_kernel)):
         names = kernel.arg_names
-        for name, width, config, sm, kind in lint_rows(op):
+        for name, config, sm, kind, constants in lint_rows(op):
             signature = {
                 **dict.fromkeys((n for n in names if n.endswith(("_in", "_out"))), kind),
                 **dict.fromkeys(("lse_in", "delta_in", "delta_out", "sums_out"), "*fp32"),
@@ -243,11 +243,7 @@ def lint_cases() -> Iterator[Case]:
                 **dict.fromkeys(SIZES, "i32"),
                 **dict.fromkeys(strides, "i32:16"),
             }
-            constants = {
-                **dict.fromkeys(("D", "BLOCK_D"), width),
-                **dict.fromkeys(("HAS_GAMMA", "HAS_BETA", "MASKED"), True),
-                "PRECISION": "ieee",
-            }
+            constants |= {"HAS_GAMMA": True, "HAS_BETA": True}
             yield Case(
                 name,
                 kernel,
@@ -255,5 +251,6 @@ def lint_cases() -> Iterator[Case]:
                 {n: constants[n] for n in names if n in constants},
                 config,
                 sm,
-                tensor_cores=kind == "*bf16",
+                tensor_cores=kind == "*bf16" or constants["PRECISION"] == "tf32",
+                few_rows=kind == "*fp32",
             )

@@ -2,11 +2,10 @@
 
 The queries of a tile are modulated once and stay in registers; the keys stream past them with a
 running maximum and sum (Milakov & Gimelshein 2018; Dao et al. 2022). A row sees the keys before its
-``limit``, the end of its frame. So the keys of a tile fall into three runs:
-
-    0 ........ first limit ........ last limit ........ Lk
-      seen by all rows    by some          by none
-      no mask             masked           never read
+``limit``, the end of its frame, and keys that no row of the tile sees are never read. So where a
+tile lies within one frame nothing of a later frame can touch it, not even a NaN. Where a tile lies
+across frames, scores are masked row by row, and a value that is not finite reaches all its rows:
+zero times it is NaN. Tiles begin with every frame where that leaves few rows of them empty.
 
 Full attention is the case of one frame: every limit is Lk. The scores are in units of log 2, since
 a GPU has exp2: their scale is multiplied in where the maximum is subtracted, one instruction
@@ -17,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -28,7 +28,8 @@ from wmfast.kernels.lint import Case
 
 OP = "film_attention_forward"
 LOG2_E = math.log2(math.e)
-SIZES = ("heads", "q_len", "k_len", "frame")
+_FILL = 0.75  # 4 frames of 336 or 196 in tiles of 128: as many tiles of keys as in one row of tiles
+SIZES = ("heads", "q_len", "k_len", "frame", "tiles")
 STRIDES = (
     *(f"{tensor}_{axis}" for tensor in "qkv" for axis in "bnl"),
     *(f"{tensor}_{axis}" for tensor in ("gamma", "beta") for axis in "bn"),
@@ -40,6 +41,39 @@ def row_limits(rows, q_len, k_len, frame):
     """For each query row the number of keys that it sees: the keys up to the end of its frame."""
     position = k_len - q_len + rows
     return tl.minimum((position // frame + 1) * frame, k_len)
+
+
+@triton.jit
+def query_tile(
+    q_len, k_len, frame, tiles, heads, BLOCK_M: tl.constexpr, BY_FRAME: tl.constexpr
+):  # fmt: skip
+    """(tile, its first row, end of its rows, end of its keys, batch, head) of this program.
+
+    With frames the last tiles have the most keys: they start first, over all heads, so that no
+    long one is left at the end. Without frames all are equal and those of one head follow each
+    other, so that its keys stay in the L2 cache.
+    """
+    program = tl.program_id(0)
+    all_heads = tl.num_programs(0) // tiles
+    if frame < k_len:
+        tile = tiles - 1 - program // all_heads
+        batch_head = program % all_heads
+    else:
+        tile = program % tiles
+        batch_head = program // tiles
+    start, end = tile * BLOCK_M, q_len
+    if BY_FRAME:
+        head_rows = frame - (k_len - q_len) % frame  # of the first frame, which may be cut
+        head_tiles = tl.cdiv(head_rows, BLOCK_M)
+        each = tl.cdiv(frame, BLOCK_M)
+        past = tl.maximum(tile - head_tiles, 0)
+        later_end = head_rows + (past // each + 1) * frame
+        later = later_end - frame + past % each * BLOCK_M
+        start = tl.where(tile < head_tiles, start, later)
+        end = tl.minimum(tl.where(tile < head_tiles, head_rows, later_end), q_len)
+    last_row = tl.minimum(start + BLOCK_M, end) - 1
+    stop = row_limits(last_row, q_len, k_len, frame)
+    return tile, start, end, stop, batch_head // heads, batch_head % heads
 
 
 @triton.jit
@@ -60,11 +94,13 @@ def load_rows(head, start, length, stride, rows, d, D: tl.constexpr):
 
 
 @triton.jit
-def store_rows(out, x, batch, head, heads, start, length, rows, d, D: tl.constexpr):  # fmt: skip
-    """Write a tile of rows to an output whose memory is (B, length, N, D)."""
+def store_rows(
+    out, x, batch, head, heads, start, length, end, rows, d, D: tl.constexpr
+):  # fmt: skip
+    """Write a tile's rows before ``end`` to an output whose memory is (B, length, N, D)."""
     out += ((batch.to(tl.int64) * length + start) * heads + head) * D
     pointers = out + ((rows * (heads * D))[:, None] + d[None, :])
-    inside = (start + rows < length)[:, None] & (d < D)[None, :]
+    inside = (start + rows < end)[:, None] & (d < D)[None, :]
     tl.store(pointers, x.to(out.dtype.element_ty), mask=inside)
 
 
@@ -80,74 +116,62 @@ def modulate(q, gamma, beta, d, D: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BE
 
 
 @triton.jit
+def unmodulate(dfilmed, gamma, d, D: tl.constexpr, HAS_GAMMA: tl.constexpr):
+    """The gradient of q from that of the modulated q."""
+    if HAS_GAMMA:
+        dfilmed *= (1.0 + tl.load(gamma + d, mask=d < D, other=0.0).to(tl.float32))[None, :]
+    return dfilmed
+
+
+@triton.jit
 def forward_kernel(
     q_in, k_in, v_in, gamma_in, beta_in, o_out, lse_out,
-    scale_log2, heads, q_len, k_len, frame,
+    scale_log2, heads, q_len, k_len, frame, tiles,
     q_b, q_n, q_l, k_b, k_n, k_l, v_b, v_n, v_l, gamma_b, gamma_n, beta_b, beta_n,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_GAMMA: tl.constexpr, HAS_BETA: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, BY_FRAME: tl.constexpr,
 ):  # fmt: skip
     """o = softmax(film(q) k^T scale) v and the natural log of each row's softmax sum."""
-    tile, batch, head = query_tile(q_len, k_len, frame, heads, BLOCK_M)
+    _, start_m, end_m, stop, batch, head = query_tile(
+        q_len, k_len, frame, tiles, heads, BLOCK_M, BY_FRAME
+    )
     d = tl.arange(0, BLOCK_D)
     columns = tl.arange(0, BLOCK_N)
     rows = tl.arange(0, BLOCK_M)
-    start_m = tile * BLOCK_M
     k_head = head_start(k_in, batch, head, k_b, k_n)
     v_head = head_start(v_in, batch, head, v_b, v_n)
 
     q_head = head_start(q_in, batch, head, q_b, q_n)
-    q = load_rows(q_head, start_m, q_len, q_l, rows, d, D)
+    q = load_rows(q_head, start_m, end_m, q_l, rows, d, D)
     if HAS_GAMMA or HAS_BETA:
         gamma = head_start(gamma_in, batch, head, gamma_b, gamma_n)
         beta = head_start(beta_in, batch, head, beta_b, beta_n)
         q = modulate(q, gamma, beta, d, D, HAS_GAMMA, HAS_BETA)
 
     limit = row_limits(start_m + rows, q_len, k_len, frame)  # [M]
-    last_limit = row_limits(tl.minimum(start_m + BLOCK_M, q_len) - 1, q_len, k_len, frame)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    tl.assume(last_limit > 0)  # a loop that may not run at all has its wgmma serialized
-    for start in tl.range(0, last_limit, BLOCK_N):
-        k = load_rows(k_head, start, k_len, k_l, columns, d, D)  # [N, D]
+    tl.assume(stop > 0)  # a loop that may not run at all has its wgmma serialized
+    for start in tl.range(0, stop, BLOCK_N):
+        k = load_rows(k_head, start, stop, k_l, columns, d, D)  # [N, D]
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, N]
-        if MASKED:
+        if MASKED:  # by row, although rows of one frame have one limit: it takes fewer registers
             score = tl.where((start + columns)[None, :] < limit[:, None], score, float("-inf"))
         # Finite from the first tile on: every row sees key 0.
         new_top = tl.maximum(top, tl.max(score, 1) * scale_log2)
         p = tl.math.exp2(score * scale_log2 - new_top[:, None])
         fade = tl.math.exp2(top - new_top)
         total = total * fade + tl.sum(p, 1)
-        v = load_rows(v_head, start, k_len, v_l, columns, d, D)  # [N, D]
+        v = load_rows(v_head, start, stop, v_l, columns, d, D)  # [N, D]
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         top = new_top
 
-    store_rows(o_out, acc / total[:, None], batch, head, heads, start_m, q_len, rows, d, D)
+    store_rows(o_out, acc / total[:, None], batch, head, heads, start_m, q_len, end_m, rows, d, D)
     lse_head = lse_out + (batch.to(tl.int64) * heads + head) * q_len
     lse = (top + tl.math.log2(total)) * 0.6931471805599453
-    tl.store(lse_head + start_m + rows, lse, mask=start_m + rows < q_len)
-
-
-@triton.jit
-def query_tile(q_len, k_len, frame, heads, BLOCK_M: tl.constexpr):
-    """(tile of queries, batch, head) of this program.
-
-    With frames the last tiles have the most keys: they start first, over all heads, so that no
-    long one is left at the end. Without frames all are equal and those of one head follow each
-    other, so that its keys stay in the L2 cache.
-    """
-    program = tl.program_id(0)
-    tiles = tl.cdiv(q_len, BLOCK_M)
-    all_heads = tl.num_programs(0) // tiles
-    if frame < k_len:
-        tile = tiles - 1 - program // all_heads
-        batch_head = program % all_heads
-    else:
-        tile = program % tiles
-        batch_head = program // tiles
-    return tile, batch_head // heads, batch_head % heads
+    tl.store(lse_head + start_m + rows, lse, mask=start_m + rows < end_m)
 
 
 def forward(
@@ -166,20 +190,21 @@ def forward(
     o = like_rows(q)
     lse = q.new_empty((batch, heads, q_len), dtype=torch.float32)
     config = launch.config_of(OP, q, bucket(q))
-    grid = (triton.cdiv(q_len, config["BLOCK_M"]) * batch * heads,)
+    masks = masks_of(q, k, frame, config)
+    tiles = query_tiles(q, k, frame, config)
     launch.run(
         forward_kernel,
-        grid,
+        (tiles * batch * heads,),
         config,
         *(q, k, v, q if gamma is None else gamma, q if beta is None else beta, o, lse),
-        *(scale * LOG2_E, heads, q_len, k.shape[2], frame),
+        *(scale * LOG2_E, heads, q_len, k.shape[2], frame, tiles),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *pair(gamma), *pair(beta)),
         D=width,
         BLOCK_D=block_d(width),
         HAS_GAMMA=gamma is not None,
         HAS_BETA=beta is not None,
         PRECISION=precision(),
-        MASKED=masked(k, frame, config),
+        **masks,
     )
     return o, lse
 
@@ -208,9 +233,27 @@ def bucket(q: Tensor) -> str:
     return f"d{block_d(q.shape[3])}{'-few' if few else ''}"
 
 
-def masked(k: Tensor, frame: int, config: launch.Config) -> bool:
-    """Whether some row of a tile of queries sees part of a tile of keys only."""
-    return frame < k.shape[2] or k.shape[2] % config["BLOCK_N"] > 0
+def masks_of(q: Tensor, k: Tensor, frame: int, config: launch.Config) -> dict[str, bool]:
+    """How a tile of queries keeps to the keys that its rows see.
+
+    BY_FRAME: tiles begin with every frame. MASKED: some row sees a part of a tile of keys only.
+    """
+    k_len, size = k.shape[2], config["BLOCK_N"]
+    rows = triton.cdiv(frame, config["BLOCK_M"]) * config["BLOCK_M"]
+    by_frame = frame < k_len and frame >= _FILL * rows
+    whole = (by_frame or frame >= k_len) and min(frame, k_len) % size == k_len % size == 0
+    return {"BY_FRAME": by_frame, "MASKED": not whole}
+
+
+def query_tiles(q: Tensor, k: Tensor, frame: int, config: launch.Config) -> int:
+    """Tiles of queries of a head."""
+    rows, size = q.shape[2], config["BLOCK_M"]
+    if not masks_of(q, k, frame, config)["BY_FRAME"]:
+        return triton.cdiv(rows, size)
+    first = min(rows, frame - (k.shape[2] - rows) % frame)
+    frames, last = divmod(rows - first, frame)
+    first_tiles, each, last_tiles = (triton.cdiv(part, size) for part in (first, frame, last))
+    return int(first_tiles + frames * each + last_tiles)
 
 
 def precision() -> str:
@@ -225,27 +268,35 @@ def precision() -> str:
     return "tf32" if own == "tf32" else "ieee"
 
 
-def lint_rows(op: str) -> Iterator[tuple[str, int, launch.Config, int, str]]:
-    """(name, width, config, sm, type) of each row of the table that differs from the others.
+def lint_rows(op: str) -> Iterator[tuple[str, launch.Config, int, str, dict[str, Any]]]:
+    """(name, config, sm, type, constants) of each row of the table that differs from the others.
 
-    float16 gives the code of bfloat16. float32 is compiled with its default precision, IEEE; its
-    configs are the same for every sm and use little shared memory, so sm 86 has none of its own.
+    Each is compiled for tiles that begin with every frame, as the models' do, and for what needs
+    more registers: a width that is no power of two and tiles across frames; float32 also as TF32.
+    float16 gives the code of bfloat16.
     """
     seen = []
     for entry in launch.entries(op):
         width = int(entry.bucket.removesuffix("-few").removeprefix("d"))
         kind = "*fp32" if entry.dtype == "float32" else "*bf16"
         row = (width, entry.config, entry.sm, kind)
-        if row in seen or (entry.sm, kind) == (86, "*fp32"):
+        if row in seen:
             continue
         seen.append(row)
-        yield f"{op} {entry.dtype} {entry.bucket} sm{entry.sm}", *row
+        long = {"D": width, "BLOCK_D": width, "PRECISION": "ieee", "MASKED": True, "BY_FRAME": True}
+        odd = {"D": width * 3 // 4, "MASKED": True, "BY_FRAME": False}
+        variants = {"": {}, f" D {odd['D']} across frames": odd}
+        if kind == "*fp32":
+            variants |= {f"{k} tf32": {**v, "PRECISION": "tf32"} for k, v in variants.items()}
+        for words, change in variants.items():
+            name = f"{op} {entry.dtype} {entry.bucket} sm{entry.sm}{words}"
+            yield name, entry.config, entry.sm, kind, long | change
 
 
 def lint_cases() -> Iterator[Case]:
     """Every row of the table, with FiLM and a mask."""
-    for name, width, config, sm, kind in lint_rows(OP):
-        tensors = ("q_in", "k_in", "v_in", "gamma_in", "beta_in", "o_out")
+    tensors = ("q_in", "k_in", "v_in", "gamma_in", "beta_in", "o_out")
+    for name, config, sm, kind, constants in lint_rows(OP):
         yield Case(
             name,
             forward_kernel,
@@ -256,12 +307,9 @@ def lint_cases() -> Iterator[Case]:
                 **dict.fromkeys(SIZES, "i32"),
                 **dict.fromkeys(STRIDES, "i32:16"),
             },
-            {
-                **dict.fromkeys(("D", "BLOCK_D"), width),
-                **dict.fromkeys(("HAS_GAMMA", "HAS_BETA", "MASKED"), True),
-                "PRECISION": "ieee",
-            },
+            {**constants, "HAS_GAMMA": True, "HAS_BETA": True},
             config,
             sm,
-            tensor_cores=kind == "*bf16",
+            tensor_cores=kind == "*bf16" or constants["PRECISION"] == "tf32",
+            few_rows=kind == "*fp32",
         )

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
-from wmfast.kernels import film_attention, film_attention_reference, film_attention_torch
+from wmfast.kernels import (
+    film_attention,
+    film_attention_reference,
+    film_attention_torch,
+    launch,
+)
+
+# The module, which the function of the same name hides as an attribute of the package.
+op = importlib.import_module("wmfast.kernels.film_attention")
 
 
 def draw(
@@ -260,6 +269,87 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
         torch.testing.assert_close(got, want)
 
 
+class FakeCuda(NamedTuple):
+    """What the choice of a body looks at, without a GPU."""
+
+    shape: tuple[int, ...] = (1, 2, 8, 64)
+    dtype: torch.dtype = torch.bfloat16
+    device: torch.device = torch.device("cuda", 7)
+
+
+@pytest.mark.parametrize(
+    ("capability", "switch", "q", "body"),
+    [
+        ((9, 0), "auto", FakeCuda(), "triton"),
+        ((8, 0), "auto", FakeCuda(), "triton"),
+        ((7, 5), "auto", FakeCuda(), "torch"),  # Turing: Triton has no kernels for it
+        ((9, 0), "torch", FakeCuda(), "torch"),
+        ((9, 0), "auto", FakeCuda(shape=(1, 2, 8, 129)), "torch"),
+        ((9, 0), "auto", FakeCuda(dtype=torch.float64), "torch"),
+    ],
+)
+def test_the_body_for_a_gpu(
+    capability: tuple[int, int],
+    switch: str,
+    q: FakeCuda,
+    body: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setenv("WMFAST_KERNELS", switch)
+    launch.supported.cache_clear()
+    try:
+        assert op._body(q) == body  # type: ignore[arg-type]
+    finally:
+        launch.supported.cache_clear()
+
+
+def test_a_compiled_program_chooses_its_body_when_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced for a GPU that is not there, with a switch that would refuse; then run with others."""
+    monkeypatch.setenv("WMFAST_KERNELS", "nonsense")
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    q, k, v, g, b = draw(1, 1, 4, 8, 8, dtype=torch.float32)
+    compiled = torch.compile(film_attention, backend=keep, fullgraph=True)
+    with pytest.raises(ValueError, match="nonsense"):
+        compiled(q, k, v, g, b)  # not while it is traced: there is a graph
+    assert torch.ops.wmfast.film_attention.default in graphs[0] or (
+        torch.ops.wmfast.film_attention in graphs[0]
+    )
+    monkeypatch.setenv("WMFAST_KERNELS", "torch")
+    torch.testing.assert_close(compiled(q, k, v, g, b), film_attention(q, k, v, g, b))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("film", [(True, True), (True, False), (False, True), (False, False)])
+def test_the_op_on_a_gpu_without_triton(
+    film: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw(1, 2, 300, 310, 8, dtype=torch.float32)
+    inputs = (*inputs[:3], *(t if use else None for t, use in zip(inputs[3:], film, strict=True)))
+    monkeypatch.setattr(op, "_body", lambda q: "torch")
+    o, lse = op._forward_cuda(*inputs, 7, 0.3)
+    do = torch.randn(o.shape, generator=torch.Generator().manual_seed(2))
+    got = (o, lse, *op._backward_cuda(do, *inputs, o, lse, 7, 0.3))
+    o, lse = torch.ops.wmfast.film_attention(*inputs, 7, 0.3)
+    want = (o, lse, *torch.ops.wmfast.film_attention_backward(do, *inputs, o, lse, 7, 0.3))
+    for i, (mine, theirs) in enumerate(zip(got, want, strict=True)):
+        assert mine.stride() == theirs.stride()
+        if i < 5 or all(film):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_functorch_is_refused() -> None:
+    q, k, v, g, b = draw(1, 1, 4, 4, 8, dtype=torch.float32)
+    for transform in (torch.func.grad, torch.vmap):
+        with pytest.raises(RuntimeError, match="functorch"):
+            transform(lambda q: film_attention(q, k, v, g, b).sum())(q[None])
+
+
 @pytest.mark.parametrize("frame", [3, 290, 400])
 def test_the_differentiable_slices_of_other_devices_agree(frame: int) -> None:
     inputs = draw(1, 2, 300, 310, 8, dtype=torch.float32)
@@ -280,6 +370,10 @@ def test_the_differentiable_slices_of_other_devices_agree(frame: int) -> None:
         ({"gamma": torch.zeros(1, 4)}, ValueError, r"gamma has shape \(1, 4\)"),
         ({"v": torch.zeros(1, 2, 8, 4).half()}, TypeError, "float16"),
         ({"frame_causal": 0}, ValueError, "frame_causal = 0"),
+        ({"frame_causal": 4.0}, TypeError, "frame_causal = 4.0: .* an int, not a float"),
+        ({"gamma": torch.zeros(1, 2, 4).cfloat()}, TypeError, "gamma is torch.complex64: a real"),
+        ({"beta": torch.zeros(1, 2, 4).long()}, TypeError, "beta is torch.int64: a real"),
+        ({"scale": torch.tensor(0.5)}, TypeError, "scale is a Tensor: allowed is None or a pos"),
         ({"scale": 0.0}, ValueError, r"scale = 0.0: allowed is None or a positive"),
     ],
 )

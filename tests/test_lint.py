@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from linted_kernels import product
 from wmfast.kernels import lint
+from wmfast.kernels.film_attention_forward import SIZES, STRIDES
 from wmfast.kernels.lint import Case, Report, compile_case, faults, read_report
 
 SOUND = Report(registers=128, spills=0, shared_bytes=65536, mma=16, wgmma=16, serialized=False)
@@ -73,3 +76,40 @@ def test_the_command_names_what_it_refuses(
 def test_arguments_that_do_not_match_the_kernel_are_named() -> None:
     with pytest.raises(ValueError, match=r"\['steps'\] do not match"):
         compile_case(CASE._replace(signature={"a": "*fp16", "b": "*fp16", "out": "*fp32"}))
+
+
+def specialized(case: Case, names: Iterable[str]) -> Case:
+    """As a launch compiles it where these sizes are 1: Triton makes constants of them."""
+    ones = [n for n in names if n in case.signature]
+    signature = {n: kind for n, kind in case.signature.items() if n not in ones}
+    return case._replace(
+        signature=signature, constants={**case.constants, **dict.fromkeys(ones, 1)}
+    )
+
+
+SMALL = {"num_warps": 4, "num_stages": 1}
+ONES = {
+    "prepare": ("codes", "stride"),
+    "scan": ("rows", "stride", "tiles", "tiles_each"),
+    "settle": ("rows", "codes", "stride", "code_stride", "splits"),
+    "share": ("rows", "codes", "stride"),
+    "forward": (*SIZES, *STRIDES),
+    "queries": (*SIZES, *STRIDES),
+    "keys": (*SIZES, *STRIDES),
+}
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("kernel", ONES)
+def test_sizes_of_one_compile(kernel: str, wide: bool) -> None:
+    """The interpreter never sees these: there a size is a tensor, whatever its value."""
+    every = (case for module in lint.MODULES for case in lint.cases(module))
+    case = next(c for c in every if c.sm == 80 and c.kernel.__name__ == f"{kernel}_kernel")
+    change: dict[str, int | bool] = {"D": 16}
+    if "WIDE" in case.constants:
+        change |= {"WIDE": wide} | ({"D_PAD": 16} if "D_PAD" in case.constants else {})
+    else:
+        change |= {"BLOCK_D": 16} | ({"BY_FRAME": wide} if "BY_FRAME" in case.constants else {})
+    tiles = {k: 16 for k in case.config if k.startswith("BLOCK")}
+    case = case._replace(constants={**case.constants, **change}, config={**tiles, **SMALL})
+    assert compile_case(specialized(case, ONES[kernel])).asm["cubin"]

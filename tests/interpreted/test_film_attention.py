@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from wmfast.kernels import film_attention_reference
 from wmfast.kernels.film_attention_backward import backward
-from wmfast.kernels.film_attention_forward import forward
+from wmfast.kernels.film_attention_forward import forward, masks_of
 
 
 class Shape(NamedTuple):
@@ -33,6 +34,8 @@ SHAPES = {
     "causal": Shape(1, 1, 45, 45, 16, 1),
     "tile-sized": Shape(1, 1, 64, 128, 64, 32),
     "wide": Shape(1, 1, 20, 40, 128, 20),
+    "tiles begin with frames": Shape(1, 1, 99, 128, 16, 30),  # the first and the last are cut
+    "a frame of two tiles": Shape(1, 2, 130, 130, 16, 62),
 }
 Inputs = list[Tensor | None]  # q, k, v, gamma, beta and the gradient of the answer
 
@@ -68,6 +71,10 @@ def kernels(tensors: Inputs, frame: int) -> list[Tensor]:
     dq, dk, dv, dfilm = backward(do, q, k, v, gamma, beta, o, lse, frame, 0.3)
     film = [g for g, t in zip(dfilm, (gamma, beta), strict=False) if t is not None]
     return [o, dq, dk, dv, *film]
+
+
+def tiles(q: int, k: int) -> dict[str, int]:
+    return {"BLOCK_M": q, "BLOCK_N": k, "num_warps": 4, "num_stages": 1}
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -142,6 +149,34 @@ def test_what_a_row_may_not_see_changes_no_bit_and_gets_no_gradient() -> None:
     for gradient in (dk, dv):
         assert not gradient[:, :, 42:].any()
         assert gradient[:, :, :42].any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+@pytest.mark.parametrize("what", ["k", "v"])
+def test_what_is_not_finite_stays_in_its_frame_and_after(what: str, value: float) -> None:
+    """3e38 overflows in sums. dk, dv, dgamma and dbeta have shares of all rows: they may spoil."""
+    shape, earlier = Shape(1, 1, 112, 112, 16, 28), 84
+    assert masks_of(*2 * (torch.empty(1, 1, 112, 16),), 28, tiles(32, 32))["BY_FRAME"]
+    tensors = draw(shape, torch.float32)
+    before = kernels(tensors, shape.frame)
+    spoilt = tensors[:]
+    place = "kv".index(what) + 1
+    spoilt[place] = tensors[place].clone()  # type: ignore[union-attr]
+    spoilt[place][:, :, earlier + 3, ::2] = value  # type: ignore[index]
+    after = kernels(spoilt, shape.frame)
+    for name, old, new in zip(("o", "dq"), before, after, strict=False):
+        assert torch.equal(new[:, :, :earlier], old[:, :, :earlier]), name
+        assert not torch.equal(new[:, :, earlier:], old[:, :, earlier:]), name
+
+
+@pytest.mark.parametrize(("frame", "by_frame"), [(30, True), (23, False), (24, True), (9, False)])
+def test_tiles_begin_with_frames_where_few_rows_of_them_stay_empty(
+    frame: int, by_frame: bool
+) -> None:
+    q, k = torch.empty(1, 1, 50, 16), torch.empty(1, 1, 70, 16)
+    assert masks_of(q, k, frame, tiles(32, 32))["BY_FRAME"] == by_frame
+    assert masks_of(q, k, 70, tiles(32, 32)) == {"BY_FRAME": False, "MASKED": True}
+    assert masks_of(k[:, :, :64], k[:, :, :64], 32, tiles(32, 32))["MASKED"] is False
 
 
 def test_scores_far_beyond_the_range_of_exp() -> None:
