@@ -249,7 +249,7 @@ def query_tiles(q: Tensor, k: Tensor, frame: int, config: launch.Config) -> int:
     """Tiles of queries of a head."""
     rows, size = q.shape[2], config["BLOCK_M"]
     if not masks_of(q, k, frame, config)["BY_FRAME"]:
-        return triton.cdiv(rows, size)
+        return int(triton.cdiv(rows, size))
     first = min(rows, frame - (k.shape[2] - rows) % frame)
     frames, last = divmod(rows - first, frame)
     first_tiles, each, last_tiles = (triton.cdiv(part, size) for part in (first, frame, last))
@@ -285,9 +285,9 @@ def lint_rows(op: str) -> Iterator[tuple[str, launch.Config, int, str, dict[str,
         seen.append(row)
         long = {"D": width, "BLOCK_D": width, "PRECISION": "ieee", "MASKED": True, "BY_FRAME": True}
         odd = {"D": width * 3 // 4, "MASKED": True, "BY_FRAME": False}
-        variants = {"": {}, f" D {odd['D']} across frames": odd}
+        variants: dict[str, dict[str, Any]] = {"": {}, f" D {odd['D']} across frames": odd}
         if kind == "*fp32":
-            variants |= {f"{k} tf32": {**v, "PRECISION": "tf32"} for k, v in variants.items()}
+            variants[" tf32"] = {"PRECISION": "tf32"}
         for words, change in variants.items():
             name = f"{op} {entry.dtype} {entry.bucket} sm{entry.sm}{words}"
             yield name, entry.config, entry.sm, kind, long | change

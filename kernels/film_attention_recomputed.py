@@ -47,12 +47,12 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, and of gamma and beta stacked, float32 at least (2, B, N, D)."""
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    gamma, beta = (None if x is None else x.detach().requires_grad_() for x in (gamma, beta))
+    given = [x for x in (q, k, v, gamma, beta) if x is not None]
     with torch.enable_grad():
-        leaves = [
-            None if x is None else x.detach().requires_grad_() for x in (q, k, v, gamma, beta)
-        ]
-        given = [x for x in leaves if x is not None]
-        gradients = torch.autograd.grad(slices(*leaves, frame, scale), given, do)
+        o = slices(q, k, v, gamma, beta, frame, scale)
+        gradients = torch.autograd.grad(o, given, do)
     dq, dk, dv = (like_rows(g).copy_(g) for g in gradients[:3])
     dfilm = film_attention_torch.no_film_gradient(q)
     if gamma is None and beta is None:

@@ -13,6 +13,8 @@ from wmfast.kernels import launch
 from wmfast.kernels import nearest_code_triton as kernels
 from wmfast.kernels.launch import Config
 from wmfast.kernels.lint import Case
+from wmfast.kernels.nearest_code_scan import prepare_kernel, scan_kernel
+from wmfast.kernels.nearest_code_settle import settle_kernel
 from wmfast.kernels.tune import Tunable
 
 
@@ -28,19 +30,19 @@ def lint_cases() -> Iterator[Case]:
             for argument in kernel.arg_names
             if argument not in constants and argument not in config
         }  # fmt: skip
-        scan = kernel is kernels.scan_kernel
+        scan = kernel is scan_kernel
         few = scan and config["BLOCK_N"] < 64
         title = f"nearest_code {name} sm{sm}"
         return Case(title, kernel, signature, constants, config, sm, scan, few)
 
     sizes = {"D": 1024, "D_PAD": 1024, "WIDE": True}
     for sm in launch.SHARED_BYTES:
-        yield case(kernels.prepare_kernel, sm, "prepare", kernels.PREPARE, **sizes)
-        yield case(kernels.settle_kernel, sm, "settle", kernels.SETTLE, TILE_BITS=3, **sizes)
+        yield case(prepare_kernel, sm, "prepare", kernels.PREPARE, **sizes)
+        yield case(settle_kernel, sm, "settle", kernels.SETTLE, TILE_BITS=3, **sizes)
     for entry in launch.entries("nearest_code"):
         width = int(entry.bucket.split("-")[0][1:])
         sizes = {"D": width, "D_PAD": width, "WIDE": False, "TILE_MASK": 7}
-        yield case(kernels.scan_kernel, entry.sm, f"scan {entry.bucket}", entry.config, **sizes)
+        yield case(scan_kernel, entry.sm, f"scan {entry.bucket}", entry.config, **sizes)
 
 
 def tunables(device: torch.device) -> Iterator[Tunable]:
