@@ -21,6 +21,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     raise pytest.UsageError("tests/interpreted: set TRITON_INTERPRET=1, before triton is imported")
 
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 from wmfast.kernels import launch
 
@@ -33,20 +34,34 @@ def _as_float32(handle: Any) -> npt.NDArray[Any]:
     return (data.astype(np.uint32) << 16).view(np.float32)
 
 
-def _correct_the_product_of_bfloat16() -> None:
-    """``tl.dot`` multiplies the raw bits of bfloat16 operands there (triton issue 11584)."""
+def round_to_tf32(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """float32 to the nearest of 11 bits, as tensor cores take it."""
+    bits = np.ascontiguousarray(data).view(np.uint32) + np.uint32(0x1000)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _correct_products() -> None:
+    """``tl.dot`` as a GPU has it.
+
+    There it multiplies the raw bits of bfloat16 operands (triton issue 11584), and takes TF32,
+    which is what float32 becomes unless a kernel says otherwise, for IEEE.
+    """
     plain = interpreter.InterpreterBuilder.create_dot
 
-    def create_dot(self: Any, a: Any, b: Any, d: Any, *options: Any) -> Any:
-        if tl.bfloat16 not in (a.dtype.scalar, b.dtype.scalar):
-            return plain(self, a, b, d, *options)
-        product = np.matmul(_as_float32(a), _as_float32(b), dtype=np.float32)
+    def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, *options: Any) -> Any:
+        if tl.bfloat16 in (a.dtype.scalar, b.dtype.scalar):
+            left, right = _as_float32(a), _as_float32(b)
+        elif a.dtype.scalar == tl.float32 and precision == ir.INPUT_PRECISION.TF32:
+            left, right = round_to_tf32(a.data), round_to_tf32(b.data)
+        else:
+            return plain(self, a, b, d, precision, *options)
+        product = np.matmul(left, right, dtype=np.float32)
         return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
-_correct_the_product_of_bfloat16()
+_correct_products()
 
 
 def poison(tensor: Tensor) -> Tensor:

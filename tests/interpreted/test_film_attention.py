@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from wmfast.kernels import film_attention_reference
 from wmfast.kernels.film_attention_backward import backward
 from wmfast.kernels.film_attention_forward import forward, masks_of
@@ -99,6 +101,55 @@ def test_half_precision_is_as_good_as_the_plain_computation(name: str, dtype: to
     simple = plain(tensors, shape.frame, dtype)
     for got, low, want in zip(kernels(tensors, shape.frame), simple, truth, strict=True):
         assert error(got, want) <= 2 * error(low, want)
+
+
+class _RoundedProduct(torch.autograd.Function):
+    """a @ b as TF32 has it: operands of 11 bits, sums of float32, the same in the backward."""
+
+    @staticmethod
+    def round(x: Tensor) -> Tensor:
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        a, b = _RoundedProduct.round(a), _RoundedProduct.round(b)
+        ctx.save_for_backward(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        g = _RoundedProduct.round(gradients[0])
+        return g @ b.mT, a.mT @ g
+
+
+class _TF32(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (Tensor.__matmul__, Tensor.matmul, torch.matmul):
+            return _RoundedProduct.apply(*args)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+@pytest.mark.parametrize("name", ["frames", "full", "odd width", "tile-sized"])
+def test_float32_is_as_good_as_the_plain_computation(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most twice its error and an ulp, for the rounding of both results."""
+    shape = SHAPES[name]
+    for module in ("forward", "backward"):
+        monkeypatch.setattr(f"wmfast.kernels.film_attention_{module}.precision", lambda: precision)
+    tensors = draw(shape, torch.float32)
+    truth = plain(tensors, shape.frame, torch.float64)
+    with _TF32() if precision == "tf32" else contextlib.nullcontext():
+        simple = plain(tensors, shape.frame, torch.float32)
+    got = kernels(tensors, shape.frame)
+    for mine, low, want in zip(got, simple, truth, strict=True):
+        ulp = 2.0**-23 * want.norm().item()
+        assert error(mine, want) <= 2 * error(low, want) + ulp
+        assert (error(low, want) > 1000 * ulp) == (precision == "tf32")
 
 
 @pytest.mark.parametrize(("gamma", "beta"), [(True, False), (False, True), (False, False)])

@@ -10,12 +10,12 @@ from wmfast.kernels import launch
 
 
 @triton.jit
-def _product_kernel(a, b, out, SIZE: tl.constexpr):
+def _product_kernel(a, b, out, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     row = tl.arange(0, SIZE)[:, None]
     column = tl.arange(0, SIZE)[None, :]
     left = tl.load(a + row * SIZE + column)
     right = tl.load(b + row * SIZE + column)
-    tl.store(out + row * SIZE + column, tl.dot(left, right))
+    tl.store(out + row * SIZE + column, tl.dot(left, right, input_precision=PRECISION))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -23,8 +23,17 @@ def test_products_of_every_dtype(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 16, 16, generator=generator).to(dtype)
     out = torch.empty(16, 16)
-    _product_kernel[(1,)](a, b, out, SIZE=16)
+    _product_kernel[(1,)](a, b, out, SIZE=16, PRECISION="ieee")
     torch.testing.assert_close(out, a.float() @ b.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_tf32_rounds_its_operands() -> None:
+    ones, out = torch.eye(16), torch.empty(16, 16)
+    x = torch.full((16, 16), 1 + 2.0**-10 + 2.0**-12)
+    _product_kernel[(1,)](ones, x, out, SIZE=16, PRECISION="tf32")
+    assert torch.equal(out, torch.full((16, 16), 1 + 2.0**-10))
+    _product_kernel[(1,)](ones, x, out, SIZE=16, PRECISION="ieee")
+    assert torch.equal(out, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.int64])
