@@ -6,8 +6,8 @@
 Sections: the build, correctness of every op and of a captured step on the device, times of the ops
 beside their rivals, times of acting and of the updates of the presets v3 and cpu, eager, compiled
 and captured. A section that fails does not stop the others: its error is in the report, and the
-exit status is 1. What the time does not suffice for is listed as left out. Times of ops on a GPU
-are medians of CUDA-graph replays with 20 calls each.
+exit status is 1. Sections share the time that is left; what it does not suffice for is listed as
+left out. Times of ops on a GPU are medians of CUDA-graph replays with 20 calls each.
 """
 
 from __future__ import annotations
@@ -167,7 +167,11 @@ def main(argv: list[str] | None = None) -> int:
         from report_clock import Clock
 
         clock = Clock(options.dry_run, deadline)
-        for name, work in {**report_ops.SECTIONS, **report_models.SECTIONS}.items():
+        sections = {**report_ops.SECTIONS, **report_models.SECTIONS}
+        for done, (name, work) in enumerate(sections.items()):
+            # What is left is shared, so that compiling one section's rivals starves no other.
+            now = time.perf_counter()
+            clock.deadline = now + max(0.0, deadline - now) / (len(sections) - done)
             report["sections"][name] = run_section(lambda work=work: work(clock))
     path = save(report, options.output)
     print(table(report))

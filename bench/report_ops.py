@@ -1,9 +1,8 @@
-"""The ops of ``wmfast.kernels`` in the GPU report: right on the device, then beside rivals."""
+"""The ops of ``wmfast.kernels`` in the GPU report, beside their rivals."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -11,79 +10,29 @@ from typing import Any
 import bench_nearest_code
 import torch
 import torch.nn.functional as F
+from report_answers import (
+    TOKENS,
+    WIDTH,
+    attention,
+    codes,
+    film_attention_correctness,
+    nearest_code_correctness,
+    replayed,
+)
 from report_clock import Clock, Row, compare
 from torch import Tensor
 from wmfast.kernels import (
     code_sums,
     code_sums_reference,
     film_attention,
-    film_attention_reference,
     nearest_code,
-    nearest_code_reference,
 )
-
-TOKENS, HEADS, WIDTH = 336, 4, 64
-
-
-def _truth(x: Tensor, codebook: Tensor) -> Tensor:
-    part = max(1, (1 << 26) // codebook.numel())  # 512 MB of float64 differences
-    return torch.cat([nearest_code_reference(p, codebook) for p in x.split(part)])
-
-
-def _codes(clock: Clock, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, codebook = (torch.randn(rows, d, generator=generator) for rows in (n, k))
-    return x.to(clock.device), codebook.to(clock.device)
-
-
-def nearest_code_correctness(clock: Clock) -> list[Row]:
-    """Every row equal to the float64 argmin: sizes, dtypes, ties, NaN, infinity; and replayed."""
-    sizes = [(1, 5, 1), (70, 33, 48), (300, 600, 300), (336, 512, 256), (9000, 512, 256)]
-    sizes += [(200, 100, 1024), (5000, 8192, 64), (300, 50, 1500)]
-    rows = []
-
-    def check(name: str, x: Tensor, codebook: Tensor) -> None:
-        wrong = int((nearest_code(x, codebook) != _truth(x, codebook)).sum())
-        verdict = {"error": f"{wrong} rows of {len(x)} are wrong"} if wrong else {"result": "exact"}
-        rows.append({"name": name, **verdict})
-
-    for n, k, d in [(min(n, 80), min(k, 40), d) if clock.dry else (n, k, d) for n, k, d in sizes]:
-        x, codebook = _codes(clock, n, k, d)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            check(f"normal {n} x {k} x {d} {dtype}", x.to(dtype), codebook.to(dtype))
-        check(f"integers {n} x {k} x {d}", x.round(), codebook.round())
-        check(f"duplicated codes {n} x {k} x {d}", x, codebook[: k // 2 + 1].repeat(2, 1))
-        check(f"near ties {n} x {k} x {d}", codebook[:1] + 1e-7 * x, codebook[:1] + 1e-7 * codebook)
-        check(f"far away {n} x {k} x {d}", 1e4 + x, 1e4 + codebook)
-        x[0, 0], codebook[0, 0], codebook[-1, -1] = math.nan, math.nan, math.inf
-        check(f"NaN and infinity {n} x {k} x {d}", x, codebook)
-    x, codebook = _codes(clock, 2000, 512, 256)
-    if clock.device.type == "cuda":
-        rows.append(_replayed(x, codebook))
-    return rows
-
-
-def _replayed(x: Tensor, codebook: Tensor) -> Row:
-    """A captured graph gives the answer for the values that its inputs have when it is replayed."""
-    nearest_code(x, codebook)
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.cuda.graph(graph):
-            index = nearest_code(x, codebook)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    x.copy_(x.flip(0))
-    codebook.mul_(0.9)
-    graph.replay()
-    fine = torch.equal(index, _truth(x, codebook))
-    return {"name": "captured"} | ({"result": "exact"} if fine else {"error": "stale or wrong"})
 
 
 def code_sums_both(clock: Clock) -> list[Row]:
     """Right, the same bits every time, and how fast beside ``index_add_``."""
     n, k, d = (64, 16, 8) if clock.dry else (10752, 512, 256)
-    x, codebook = _codes(clock, n, k, d)
+    x, codebook = codes(clock, n, k, d)
     index = nearest_code(x, codebook)
     count, total = code_sums(x, index, k)
     exact_count, exact_total = code_sums_reference(x, index, k)
@@ -99,54 +48,16 @@ def code_sums_both(clock: Clock) -> list[Row]:
         clock.row(name, "wmfast", lambda: lambda: code_sums(x, index, k)),
         clock.row(name, "index_add_", lambda: atomics, rival=True),
     ]
+    captured = replayed(
+        clock,
+        "code_sums",
+        lambda: code_sums(x, index, k)[1],
+        lambda: x.copy_(x.flip(0)),
+        lambda total: torch.equal(total, code_sums(x, index, k)[1]),
+    )
     words = f"relative error {error:.1e}, {'the same' if same else 'OTHER'} bits in six calls"
     verdict = {"result" if fine and same else "error": words}
-    return [{"name": f"{name}: correctness", **verdict}, *compare(rows)]
-
-
-def _attention(
-    clock: Clock, b: int, lq: int, lk: int, d: int, dtype: torch.dtype
-) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(b, HEADS, lq, d), *2 * [(b, HEADS, lk, d)], *2 * [(b, HEADS, d)]]
-    return tuple(torch.randn(s, generator=generator).to(clock.device, dtype) for s in shapes)
-
-
-def film_attention_correctness(clock: Clock) -> list[Row]:
-    """Value and gradients against float64, at most twice the error of plain torch in that dtype."""
-    rows = []
-    sizes = [(2, 97, 97, 64, 40), (1, 336, 1344, 64, 336), (2, 130, 200, 32, None)]
-    sizes += [(1, 1344, 1344, 64, 336), (1, 200, 200, 128, 50), (1, 100, 100, 16, None)]
-    if clock.dry:
-        sizes = [(1, 13, 20, 16, 6), (1, 20, 20, 16, None)]
-    for (b, lq, lk, d, frame), dtype in itertools.product(
-        sizes, (torch.float32, torch.bfloat16, torch.float16)
-    ):
-        inputs = _attention(clock, b, lq, lk, d, dtype)
-        exact = _values_and_gradients(film_attention_reference, inputs, frame, torch.float64)
-        plain = _values_and_gradients(film_attention_reference, inputs, frame, dtype)
-        ours = _values_and_gradients(film_attention, inputs, frame, dtype)
-        worst = 0.0
-        for truth, p, o in zip(exact, plain, ours, strict=True):
-            rounding = torch.finfo(dtype).eps * truth.abs().max()  # of the result itself
-            allowed = 2 * (p - truth).abs().max() + rounding
-            worst = max(worst, float((o - truth).abs().max() / allowed))
-        verdict = {"result": f"{worst:.2f} of the allowed error"}
-        if not worst <= 1:
-            verdict = {"error": f"{worst:.2f} times the allowed error"}
-        name = f"B {b} Lq {lq} Lk {lk} D {d} frame {frame} {dtype}"
-        rows.append({"name": name, **verdict})
-    return rows
-
-
-def _values_and_gradients(
-    attend: Callable[..., Tensor], inputs: tuple[Tensor, ...], frame: int | None, dtype: torch.dtype
-) -> list[Tensor]:
-    leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
-    out = attend(*leaves, frame_causal=frame)
-    weight = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(dtype)
-    out.backward(weight)
-    return [out.detach().double(), *(t.grad.double() for t in leaves)]
+    return [{"name": f"{name}: correctness", **verdict}, captured, *compare(rows)]
 
 
 def nearest_code_speed(clock: Clock) -> list[Row]:
@@ -155,7 +66,7 @@ def nearest_code_speed(clock: Clock) -> list[Row]:
     shapes = [(336, 512, 256), (2688, 512, 256), (43008, 512, 256), (43008, 512, 48)]
     for n, k, d in [(64, 32, 48)] if clock.dry else shapes:
         for dtype in (torch.float32, torch.bfloat16):
-            x, codebook = (t.to(dtype) for t in _codes(clock, n, k, d))
+            x, codebook = (t.to(dtype) for t in codes(clock, n, k, d))
             name = f"{n} x {k} x {d} {dtype}"
             group = [clock.row(name, "wmfast", lambda x=x, c=codebook: lambda: nearest_code(x, c))]
             for way in ("cdist", "expanded", "addmm", "addmm_chunks"):
@@ -254,7 +165,7 @@ def film_attention_speed(clock: Clock) -> list[Row]:
     for batch, frame, backward in itertools.product(
         (1,) if clock.dry else (1, 32), (None, tokens), (False, True)
     ):
-        inputs = _attention(clock, batch, length, length, WIDTH, torch.bfloat16)
+        inputs = attention(clock, batch, length, length, WIDTH, torch.bfloat16)
         inputs = tuple(tensor.requires_grad_(backward) for tensor in inputs)
         way = "forward + backward" if backward else "forward"
         name = f"B {batch} L {length} {'full' if frame is None else 'frame-causal'} {way}"
