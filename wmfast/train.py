@@ -163,7 +163,12 @@ def train_world_model(parts: Parts) -> None:
 
 
 def train_tokenizer(parts: Parts, continual: ContinualTokenizer) -> None:
-    """Mode ``full``: some updates of the tokenizer; every token in use keeps up with it."""
+    """Mode ``full``: some updates of the tokenizer; every token in use keeps up with it.
+
+    Not at the run's last step: the world model and the agent could not follow any more.
+    """
+    if parts.counters.env_step >= parts.config.steps:
+        return
     parts.settle()
     with parts.clock("tokenizer"):
         metrics = continual.train()
