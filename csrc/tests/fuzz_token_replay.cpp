@@ -57,8 +57,9 @@ class Session {
       case 8:
         return sequences();
       case 9:
-      case 10:
         return update();
+      case 10:
+        return code & 16 ? move() : update();
       case 11:
         return save_and_load(static_cast<std::uint8_t>(code >> 4));
       case 12:
@@ -180,6 +181,40 @@ class Session {
       largest_ = std::max(largest_, priority[i]);
     }
     CHECK(replay_->update_priorities(index, priority) == live);
+  }
+
+  // New frames for some rows, also for some that are gone; the oldest forgotten now and then.
+  void move() {
+    if (steps_ == 0) return;
+    const std::int64_t issued = static_cast<std::int64_t>(steps_ * envs_);
+    const std::int64_t gone = issued - replay_->size();
+    std::vector<std::int64_t> index;
+    std::vector<std::uint16_t> frames;
+    std::int64_t stored = 0;
+    for (std::int64_t i = bytes_.up_to(6); i > 0; --i) {
+      index.push_back(issued - 1 - bytes_.next() % issued);
+      const Frame frame(replay_->frame_tokens(),
+                        static_cast<std::uint16_t>(bytes_.next() % options_.vocab_size));
+      frames.insert(frames.end(), frame.begin(), frame.end());
+      if (index.back() < gone) continue;
+      ++stored;
+      const auto id = static_cast<std::size_t>(index.back());
+      if (!same()) oracle_.rewrite(id % envs_, id / envs_, frame);
+    }
+    if (same()) {
+      unchanged<std::invalid_argument>([&] { replay_->rewrite(index, frames); });
+    } else {
+      CHECK(replay_->rewrite(index, frames) == stored);
+    }
+    if (const std::int64_t back = bytes_.up_to(40); back < 20) {
+      const std::int64_t before = std::max<std::int64_t>(0, issued - back);
+      const std::size_t first = (static_cast<std::size_t>(before) + envs_ - 1) / envs_;
+      forgotten_ = std::max(forgotten_, static_cast<std::uint64_t>(first));
+      oracle_.forget(first);
+      replay_->forget(before);
+    }
+    rows_.reset();
+    std::erase_if(priority_, [&](const auto& item) { return !rows().contains(item.first); });
   }
 
   // What was saved is byte for byte what the loaded buffer saves; the session goes on with it.
@@ -314,7 +349,8 @@ class Session {
     const wmfast::ReplayStats stats = replay_->stats();
     const auto kept = static_cast<std::uint64_t>(options_.capacity / options_.num_envs);
     CHECK(stats.added == steps_ * envs_);
-    CHECK(stats.stored == std::min<std::uint64_t>(steps_, kept) * envs_);
+    const std::uint64_t left = std::min({steps_, kept, steps_ - forgotten_});
+    CHECK(stats.stored == left * envs_);
     CHECK(replay_->size() == static_cast<std::int64_t>(stats.stored));
     CHECK(stats.drawable == rows().size());
     CHECK(priority_.size() == rows().size());
@@ -329,6 +365,7 @@ class Session {
   Oracle oracle_;
   std::size_t envs_;
   std::uint64_t steps_ = 0;
+  std::uint64_t forgotten_ = 0;  // steps before this one are
   double largest_ = 1.0;
   std::map<std::int64_t, double> priority_;  // of every drawable row
   std::optional<std::map<std::int64_t, Drawn>> rows_;
