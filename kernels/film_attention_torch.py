@@ -28,9 +28,7 @@ from torch import Tensor
 _ROWS = 256  # shorter frames share a call: 64 of 16 tokens 487 -> 50 ms, B 8, 4 heads of 64
 
 
-def film(
-    q: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None
-) -> Tensor:
+def film(q: Tensor, gamma: Tensor | None, beta: Tensor | None, out: Tensor | None = None) -> Tensor:
     """(1 + gamma) q + beta, computed in float32 at least and rounded once to q's dtype.
 
     It is written to ``out``, where that is given and q is as wide as that.
