@@ -88,6 +88,18 @@ def test_a_code_that_rehearsed_frames_need_is_not_taken_and_an_unused_one_is() -
     assert greys(tokenizer) == [0, 30, 60, 90, 120, 36, 180, 210]
 
 
+def test_a_look_that_is_seen_once_is_chance_and_gets_no_code() -> None:
+    unused = torch.full((8,), 0.1)
+    unused[5] = 0.0
+    for times in (1, 2):
+        tokenizer = patches_at(*GREYS)
+        moving = MovingCodes(tokenizer, decay=0.99, autocast=False)
+        moving.begin(unused, 336)
+        patches = to_patches(flat(0).clone())
+        patches[0, :times] = 250
+        assert moving.reseed(from_patches(patches), unused, 4) == times - 1
+
+
 def test_of_twins_the_one_in_use_keeps_its_place() -> None:
     tokenizer = patches_at(0, 0, 0, 90, 120, 150, 180, 210)
     moving = MovingCodes(tokenizer, decay=0.99, autocast=False)

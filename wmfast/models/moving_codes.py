@@ -7,10 +7,10 @@ an encoder's outputs), and after each batch
     mean_v  <- (g count_v mean_v + (1 - g) sum of them) / (new count_v)
 
 A code without vectors in a batch stays where it is. From time to time a code that is not worth its
-place moves onto what fits worst: each candidate is a vector far from its code, and it takes the
-place of the code that would be missed least,
+place moves onto what fits worst: of the vectors far from their codes, the one that would gain most
+takes the place of the code that would be missed least,
 
-    gain = mean over a sample of what the squared error falls by
+    gain = mean over a sample of what the squared error falls by, the candidate's own left out
     cost = share of all vectors that have the code  *  squared distance to its nearest other code
 
 if gain > MARGIN * cost. A code that nothing uses costs nothing. One that only rehearsed frames use
@@ -31,8 +31,8 @@ from wmfast.models.tokenizer_interface import Tokenizer
 from wmfast.types import Metrics
 
 MARGIN = 2.0
-_CANDIDATES = 4096  # vectors looked at, the worst-fitting ones
-_TRIES = 4  # candidates a place
+_WORST = 4096  # vectors looked at, those that fit worst
+_CANDIDATES = 512  # of these
 _TWIN = 1e-3  # of the mean distance: codes nearer than that are one
 
 
@@ -110,27 +110,25 @@ class MovingCodes(nn.Module):
         points_vd = self.tokenizer.points().clone()
         index_n = nearest_code(vectors_nd, points_vd)
         error_n = (vectors_nd - points_vd[index_n]).square().sum(1)
-        worst_n = error_n.topk(min(_CANDIDATES, len(error_n))).indices
+        worst_n = error_n.topk(min(_WORST, len(error_n))).indices
         # Only these can gain much; what the others would gain is left out.
         vectors_md, error_m, index_m = vectors_nd[worst_n], error_n[worst_n], index_n[worst_n]
         cost_v = _costs(points_vd, share_v)
+        candidates_cd = vectors_md[:_CANDIDATES]
+        distance_cm = torch.cdist(candidates_cd, vectors_md).square()
+        distance_cm.fill_diagonal_(torch.inf)  # what a candidate gains by itself is chance
         moved: dict[int, int] = {}
-        untried_m = torch.ones_like(error_m, dtype=torch.bool)
-        for _ in range(_TRIES * most):
-            best = int((error_m * untried_m).argmax())
-            to_best_m = (vectors_md - vectors_md[best]).square().sum(1)
-            gain = (error_m - to_best_m).clamp(min=0).sum() / len(error_n)
-            code = int(cost_v.argmin())
-            untried_m[best] = False
-            if not gain > MARGIN * cost_v[code]:
-                continue
+        while len(moved) < most:
+            gain_c = (error_m - distance_cm).clamp(min=0).sum(1) / len(error_n)
+            best, code = int(gain_c.argmax()), int(cost_v.argmin())
+            if not gain_c[best] > MARGIN * cost_v[code]:
+                break
             moved[code] = int(index_m[best])
-            points_vd[code] = vectors_md[best]
+            points_vd[code] = candidates_cd[best]
             cost_v = _costs(points_vd, share_v)  # its twin may be the only one now
             cost_v[list(moved)] = torch.inf
-            error_m = torch.minimum(error_m, to_best_m)
-            if len(moved) == most:
-                break
+            error_m = torch.minimum(error_m, distance_cm[best])
+            error_m[best] = 0.0
         if moved:
             which_n = torch.tensor(list(moved), device=points_vd.device)
             like_n = torch.tensor(list(moved.values()), device=points_vd.device)
