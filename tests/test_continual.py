@@ -143,7 +143,8 @@ def test_a_vqvae_too_forgets_less_with_rehearsal() -> None:
     kept, lost = (other_game("vqvae", share, 4, **options) for share in (0.5, 0.0))
     assert kept["new_gain"] > 3
     assert lost["old_fall"] > kept["old_fall"] + 0.8
-    assert lost["retention"] < kept["retention"]
+    # Its encoder moves under the codes: the background's tokens change with and without rehearsal.
+    assert lost["moving"] < kept["moving"]
 
 
 def test_every_row_with_pixels_has_the_tokens_of_the_tokenizer_as_it_is_now() -> None:
