@@ -93,6 +93,7 @@ def nearest_rows(d: int, sizes: tuple[int, ...] = (336, 2688, 43008)) -> Iterato
     for n in sizes:
         x = torch.randn(n, d, generator=generator)
         truth = nearest_code(x, codebook)
+        assert torch.equal(truth, torch.cdist(x.double(), codebook.double()).argmin(1))
         distance = (x - codebook[truth]).double().square().sum(1)
         ways: dict[str, Way] = {OURS: partial(nearest_code, x, codebook)}
         wrong: list[str] = []

@@ -194,6 +194,7 @@ std::shared_ptr<const PackedCodebook> CodebookCache::get(const Vectors& codes) {
   packed_ += fresh ? 1 : 0;
   books_.remove(book);
   books_.push_front(book);
+  if (books_.size() > kMostPacks) books_.pop_back();
   std::size_t bytes = 0;
   for (auto at = books_.begin(); at != books_.end();) {
     bytes += (*at)->nbytes();

@@ -30,8 +30,8 @@ def code_sums(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
 
     x (N, D) float32; index (N,) int64 in [0, codes). On a CPU an infinity or NaN stays in the sum
     of its code; in Triton it may spoil others, as may values beyond bfloat16's largest, 3.3895e38.
-    Not differentiable. Raises ValueError for shapes and TypeError for dtypes that don't fit, and
-    what ``choose_body`` raises for ``WMFAST_KERNELS``.
+    Not differentiable. Raises ValueError for shapes or devices and TypeError for dtypes that don't
+    fit, and what ``choose_body`` raises for ``WMFAST_KERNELS``.
     """
     if x.ndim != 2 or index.shape != x.shape[:1] or codes < 1:
         raise ValueError(
@@ -40,7 +40,9 @@ def code_sums(x: Tensor, index: Tensor, codes: int) -> tuple[Tensor, Tensor]:
         )
     if x.dtype != torch.float32 or index.dtype != torch.int64:
         raise TypeError(f"x is {x.dtype}, index {index.dtype}: allowed are float32 and int64")
-    count, total = torch.ops.wmfast.code_sums(x, index, codes)
+    if x.device != index.device:
+        raise ValueError(f"x is on {x.device}, index on {index.device}: one device is allowed")
+    count, total = torch.ops.wmfast.code_sums(x.detach(), index, codes)
     return count, total
 
 

@@ -35,6 +35,8 @@ from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 
 _BODIES: tuple[Body, ...] = ("triton", "cpp", "torch")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OUT_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16)
+_OUT_DTYPES += (torch.uint32, torch.int32, torch.uint64, torch.int64)
 _MAX_TRITON_DIM = 1024
 _MAX_DIM = 1 << 18  # the slack below covers the rounding of the norms up to here
 _CHUNK = 1 << 19  # float32 scores in flight: 2 MB, an L2 cache
@@ -82,8 +84,7 @@ def nearest_code(x: Tensor, codebook: Tensor, *, out_dtype: torch.dtype = torch.
 
 
 def _check_out_dtype(out_dtype: torch.dtype, codes: int) -> None:
-    whole = not (out_dtype.is_floating_point or out_dtype.is_complex or out_dtype == torch.bool)
-    if not whole or codes - 1 > torch.iinfo(out_dtype).max:
+    if out_dtype not in _OUT_DTYPES or codes - 1 > torch.iinfo(out_dtype).max:
         raise ValueError(
             f"out_dtype is {out_dtype}: allowed are integers that hold the last index, {codes - 1}"
         )
@@ -126,7 +127,7 @@ def _nearest_code_torch(x: Tensor, codebook: Tensor) -> Tensor:
 
     index_n = torch.empty(len(x_nd), dtype=torch.int64)
     rows = max(1, _CHUNK // len(code_kd))
-    buffer = torch.empty(min(rows, len(x_nd)), len(code_kd))
+    buffer = torch.empty(min(rows, len(x_nd)), len(code_kd), dtype=torch.float32)
     for start in range(0, len(x_nd), rows):
         chunk_nd = x_nd[start : start + rows]
         score_nk = buffer[: len(chunk_nd)]

@@ -48,3 +48,12 @@ def test_bad_input_is_named() -> None:
         code_sums(x, index, 0)
     with pytest.raises(TypeError, match="int32"):
         code_sums(x, index.int(), codes)
+
+
+def test_one_device_and_no_gradient() -> None:
+    x, index, codes = draw()
+    with pytest.raises(ValueError, match="x is on cpu, index on meta: one device is allowed"):
+        code_sums(x, index.to("meta"), codes)
+    count, total = code_sums(x.requires_grad_(), index, codes)
+    assert not count.requires_grad
+    assert not total.requires_grad

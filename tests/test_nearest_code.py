@@ -251,6 +251,28 @@ def test_auto_takes_triton_on_a_gpu_where_a_body_exists(monkeypatch: pytest.Monk
         choose_body("op", cuda, ("cpp", "torch"))
 
 
+def test_without_triton_a_gpu_gets_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wmfast.kernels.dispatch._HAS_TRITON", False)
+    monkeypatch.delenv("WMFAST_KERNELS", raising=False)
+    cuda = torch.device("cuda")
+    assert choose_body("op", cuda, ("triton", "cpp", "torch")) == "torch"
+    monkeypatch.setenv("WMFAST_KERNELS", "triton")
+    with pytest.raises(RuntimeError, match="needs triton, which is not installed"):
+        choose_body("op", cuda, ("triton", "torch"))
+
+
+def test_the_default_dtype_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, codebook = torch.randn(200, 32), torch.randn(50, 32)
+    expected = nearest_code_reference(x, codebook)
+    torch.set_default_dtype(torch.float64)
+    try:
+        for body in ("torch", "auto"):
+            monkeypatch.setenv("WMFAST_KERNELS", body)
+            assert torch.equal(nearest_code(x, codebook), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_import_does_not_bring_triton() -> None:
     code = "import sys, wmfast.kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -216,6 +216,14 @@ void the_cache_knows_a_codebook_by_its_bits() {
   codes[0] = 0.0f;
   CHECK(cache.get(view)->exact[0] == 0.0f && cache.packed() == 5);
 
+  // A codebook in training leaves few packs behind, and one that rests beside it keeps its own.
+  for (int step = 0; step < 100; ++step) {
+    codes[5] = static_cast<float>(10 + step);
+    cache.get(view);
+    CHECK(cache.get({copy.data(), Element::kFloat32, 3, 2, 2}) == first);
+  }
+  CHECK(cache.size() == CodebookCache::kMostPacks);
+
   CodebookCache small(1);  // room for the newest only
   small.get(view);
   small.get({copy.data(), Element::kFloat32, 3, 2, 2});

@@ -81,9 +81,13 @@ std::shared_ptr<const PackedCodebook> pack_codebook(const Vectors& codes);
 bool is_pack_of(const PackedCodebook& book, const Vectors& codes);
 
 // The last few codebooks, recognised by their bits: a codebook changed in place, whichever way, is
-// packed again. Keeps the newest pack, and older ones while all of them take at most `max_bytes`.
+// packed again. Keeps the newest pack, and older ones while all of them take at most `max_bytes`,
+// up to `kMostPacks`: every call compares its codebook with them, and one in training leaves a
+// stale pack behind at every step.
 class CodebookCache {
  public:
+  static constexpr std::size_t kMostPacks = 8;
+
   explicit CodebookCache(std::size_t max_bytes = std::size_t{64} << 20) : max_bytes_(max_bytes) {}
 
   std::shared_ptr<const PackedCodebook> get(const Vectors& codes);
