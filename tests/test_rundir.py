@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path) -> None:
         ({"seed": True}, "x.json: seed is True, not int"),
         ({"preset": "huge"}, "x.json: preset is 'huge', not one of 'auto', 'cpu'"),
         ({"env": 4}, "x.json: env is not an object: 4"),
-        ({"agent": {}}, "x.json: missing field agent.alpha, agent.batch_size"),
+        ({"agent": {}}, "x.json: missing field agent.act_with_target, agent.adam_epsilon"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, object], message: str) -> None:
