@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +77,40 @@ def test_a_broken_section_leaves_the_others_and_the_exit_status(
     assert sections["fine"]["rows"] == fine
     assert "no luck today" in sections["broken"]["error"]
     assert "FAILED broken: RuntimeError: no luck today" in capsys.readouterr().out
+
+
+def test_a_section_that_cannot_be_imported_is_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import report_models
+
+    fine = [{"name": "a", "way": "b", "us": 3.0}]
+    monkeypatch.setattr(report_models, "SECTIONS", {"fine": lambda clock: fine})
+    monkeypatch.setitem(sys.modules, "report_ops", None)
+    assert gpu_report.main(["--dry-run", "--output", str(tmp_path)]) == 1
+    (file,) = tmp_path.rglob("*.json")
+    sections = json.loads(file.read_text())["sections"]
+    assert "report_ops" in sections["report_ops"]["error"]
+    assert sections["fine"]["rows"] == fine
+    assert "FAILED report_ops: ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_sections_need_no_pytest() -> None:
+    code = "import sys; sys.modules['pytest'] = None; import report_ops, report_models"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_the_head_needs_neither_git_nor_whole_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("broken-1.0", "flash_kmeans-1.0"):  # any package, and one that is looked up
+        (tmp_path / f"{name}.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    head = gpu_report.environment()
+    assert head["commit"] == "unknown"
+    assert head["versions"]["torch"] == torch.__version__
+    assert head["versions"]["flash-kmeans"] == "unknown"
 
 
 def test_a_wrong_row_of_ours_fails_and_a_rival_does_not() -> None:

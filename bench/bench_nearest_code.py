@@ -9,8 +9,6 @@ Every rival must give the answer of ``nearest_code_reference`` before it is time
 ``WMFAST_CPU`` that the machine has, and the torch body; torch.compile waits for
 WMFAST_BENCH_COMPILE=1 there, as it needs a C++ compiler. faiss-cpu, scikit-learn and
 vector-quantize-pytorch are timed where they are installed: `make bench-kernels` installs them.
-
-A rival is given its codebook beforehand, in whatever form it likes best.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from code_searches import PLAIN, Rival, Search, addmm
 from torch import Tensor
 from wmfast.kernels import nearest_code, nearest_code_reference
 from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
@@ -32,35 +30,12 @@ from wmfast import _core
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILE = DEVICE == "cuda" or os.environ.get("WMFAST_BENCH_COMPILE") == "1"
-Search = Callable[[Tensor], Tensor]
-Rival = Callable[[Tensor], Search]  # of the codebook
 PATHS = _core.nearest_code_paths() if DEVICE == "cpu" else []
 MODULES = {
     "faiss-cpu": "faiss",
     "scikit-learn": "sklearn",
     "vector-quantize-pytorch": "vector_quantize_pytorch",
 }
-
-
-def cdist(codebook: Tensor) -> Search:
-    return lambda x: torch.cdist(x, codebook).argmin(1)
-
-
-def expanded(codebook: Tensor) -> Search:
-    square, transposed = codebook.square().sum(1), codebook.t()
-    return lambda x: (x.square().sum(1, keepdim=True) + square - 2 * x @ transposed).argmin(1)
-
-
-def addmm(codebook: Tensor) -> Search:
-    square, transposed = codebook.square().sum(1), codebook.t()
-    return lambda x: torch.addmm(square, x, transposed, alpha=-2).argmin(1)
-
-
-def addmm_chunks(codebook: Tensor) -> Search:
-    square, transposed = codebook.square().sum(1), codebook.t()
-    return lambda x: torch.cat(
-        [torch.addmm(square, part, transposed, alpha=-2).min(1)[1] for part in x.split(1024)]
-    )
 
 
 def torch_compile(codebook: Tensor) -> Search:
@@ -105,7 +80,7 @@ def torch_body(codebook: Tensor) -> Search:
 def rivals() -> dict[str, Rival]:
     found: dict[str, Rival] = {
         "nearest_code": lambda codebook: lambda x: nearest_code(x, codebook),
-        **{f.__name__: f for f in (cdist, expanded, addmm, addmm_chunks)},
+        **{f.__name__: f for f in PLAIN},
     }
     if COMPILE:
         found["torch_compile"] = torch_compile

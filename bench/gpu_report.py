@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import platform
 import subprocess
@@ -47,22 +48,36 @@ def build() -> list[Row]:
     return [{"name": "wmfast", "result": str(Path(wmfast.kernels.__file__).parent)}]
 
 
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package) or "unknown"
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    except (KeyError, TypeError, AttributeError):  # its METADATA is missing or broken
+        return "unknown"
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
 def environment() -> Row:
     """Device, versions and commit."""
     import torch
 
-    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
-    versions = {package: installed.get(package, "not installed") for package in PACKAGES}
-    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "capability": list(torch.cuda.get_device_capability()) if cuda else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit,
+        "versions": {package: _version(package) for package in PACKAGES},
+        "commit": _commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -144,6 +159,30 @@ def save(report: Row, folder: Path) -> Path:
     return path
 
 
+def _run_all(report: Row, dry: bool, deadline: float) -> None:
+    """Fill the report's sections; a module that can't be imported is a section that failed."""
+    sections: dict[str, Callable[[Any], list[Row]]] = {}
+    for module in ("report_ops", "report_models"):
+
+        def load(module: str = module) -> list[Row]:
+            sections.update(importlib.import_module(module).SECTIONS)
+            return []
+
+        loaded = run_section(load)
+        if loaded["error"]:
+            report["sections"][module] = loaded
+    if not sections:
+        return
+    from report_clock import Clock  # the modules have imported it too
+
+    clock = Clock(dry, deadline)
+    for done, (name, work) in enumerate(sections.items()):
+        # What is left is shared, so that compiling one section's rivals starves no other.
+        now = time.perf_counter()
+        clock.deadline = now + max(0.0, deadline - now) / (len(sections) - done)
+        report["sections"][name] = run_section(lambda work=work: work(clock))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,17 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         if not (options.dry_run or torch.cuda.is_available()):
             print("gpu_report: no CUDA device is visible here; try --dry-run", file=sys.stderr)
             return 2
-        import report_models
-        import report_ops
-        from report_clock import Clock
-
-        clock = Clock(options.dry_run, deadline)
-        sections = {**report_ops.SECTIONS, **report_models.SECTIONS}
-        for done, (name, work) in enumerate(sections.items()):
-            # What is left is shared, so that compiling one section's rivals starves no other.
-            now = time.perf_counter()
-            clock.deadline = now + max(0.0, deadline - now) / (len(sections) - done)
-            report["sections"][name] = run_section(lambda work=work: work(clock))
+        _run_all(report, options.dry_run, deadline)
     path = save(report, options.output)
     print(table(report))
     print(f"written: {path}")

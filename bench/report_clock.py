@@ -11,6 +11,7 @@ import torch
 from wmfast.kernels.tune import graph_seconds
 
 Row = dict[str, Any]
+LEFT_OUT: Row = {"result": "left out: no time left"}
 
 
 class Clock:
@@ -29,8 +30,19 @@ class Clock:
             torch.set_num_threads(1)  # two that wait for each other are slow on a busy machine
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``torch.compile``; in a dry run without the compiler behind it, which takes minutes."""
-        return torch.compile(function, backend="eager" if self.dry else "inductor")
+        """``torch.compile``; in a dry run without the compiler behind it, which takes minutes.
+
+        For the very shapes it gets: code for sizes of any value is slower, and torch would write
+        it from the second shape on, and none at all from the ninth. What was compiled before is
+        forgotten.
+        """
+        torch.compiler.reset()
+        backend = "eager" if self.dry else "inductor"
+        return torch.compile(function, backend=backend, dynamic=False)
+
+    def late(self) -> bool:
+        """Whether the time of this section is spent."""
+        return time.perf_counter() > self.deadline
 
     def seconds(self, call: Callable[[], object], *, graph: bool = True) -> float:
         """Median seconds of ``call``, inside a CUDA graph unless told otherwise."""
@@ -57,8 +69,8 @@ class Clock:
     ) -> Row:
         """Time what ``make`` gives; an error, or no time left, is what the row says instead."""
         row: Row = {"name": name, "way": way, "rival": rival}
-        if time.perf_counter() > self.deadline:
-            return row | {"result": "left out: no time left"}
+        if self.late():
+            return row | LEFT_OUT
         try:
             return row | {"us": self.seconds(make(), graph=graph) * 1e6}
         except ModuleNotFoundError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
-import bench_nearest_code
 import torch
 import torch.nn.functional as F
+from code_searches import PLAIN, expanded
 from report_answers import (
     TOKENS,
     WIDTH,
@@ -69,24 +70,19 @@ def nearest_code_speed(clock: Clock) -> list[Row]:
             x, codebook = (t.to(dtype) for t in codes(clock, n, k, d))
             name = f"{n} x {k} x {d} {dtype}"
             group = [clock.row(name, "wmfast", lambda x=x, c=codebook: lambda: nearest_code(x, c))]
-            for way in ("cdist", "expanded", "addmm", "addmm_chunks"):
-                search = bench_nearest_code.RIVALS[way]
-                make = lambda s=search, x=x, c=codebook: lambda: s(x, c)  # noqa: E731
-                group.append(clock.row(name, way, make, rival=True))
-            for way, prepare in (
-                ("torch.compile", lambda x, c: _compiled(clock, x, c)),
-                ("flash-kmeans", _flash_kmeans),
-                ("vector-quantize-pytorch", _vector_quantize),
+            for prepare in PLAIN:
+                make = lambda p=prepare, x=x, c=codebook: partial(p(c), x)  # noqa: E731
+                group.append(clock.row(name, prepare.__name__, make, rival=True))
+            for way, prepare, graph in (
+                ("torch.compile", lambda x, c: partial(clock.compile(expanded(c)), x), True),
+                ("flash-kmeans", _flash_kmeans, True),
+                # It reads a flag on the host in every call, which no capture allows.
+                ("vector-quantize-pytorch, no graph", _vector_quantize, False),
             ):
                 make = lambda p=prepare, x=x, c=codebook: p(x, c)  # noqa: E731
-                group.append(clock.row(name, way, make, rival=True))
+                group.append(clock.row(name, way, make, rival=True, graph=graph))
             rows += compare(group)
     return rows
-
-
-def _compiled(clock: Clock, x: Tensor, codebook: Tensor) -> Callable[[], object]:
-    search = clock.compile(bench_nearest_code.expanded)
-    return lambda: search(x, codebook)
 
 
 def _flash_kmeans(x: Tensor, codebook: Tensor) -> Callable[[], object]:
