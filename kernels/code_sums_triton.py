@@ -66,7 +66,8 @@ def code_sums_triton(
     x_nd, index_n = x_nd if x_nd.stride(1) == 1 else x_nd.contiguous(), index_n.contiguous()
     if config is None:
         config = launch.config_of("code_sums", x_nd, "all")
-    blocks = triton.cdiv(codes, config["BLOCK_K"]), triton.cdiv(dim, config["BLOCK_D"])
+    # Where D is 0 there still are counts.
+    blocks = triton.cdiv(codes, config["BLOCK_K"]), max(1, triton.cdiv(dim, config["BLOCK_D"]))
     wanted = min(_SHARES, max(1, 2 * launch.processors(x_nd.device) // (blocks[0] * blocks[1])))
     steps = max(1, triton.cdiv(rows, config["BLOCK_N"] * wanted))
     rows_each = steps * config["BLOCK_N"]

@@ -61,7 +61,22 @@ def _correct_products() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
+def _correct_rounding() -> None:
+    """float32 to bfloat16 as a GPU has it: to the nearest, where the interpreter cuts bits off."""
+    plain = interpreter.InterpreterBuilder.cast_impl
+
+    def cast_impl(self: Any, source: Any, to: Any) -> Any:
+        if (source.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return plain(self, source, to)
+        nearest = torch.from_numpy(np.ascontiguousarray(source.data)).to(torch.bfloat16)
+        bits = nearest.view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(bits.reshape(source.data.shape), tl.bfloat16)
+
+    interpreter.InterpreterBuilder.cast_impl = cast_impl
+
+
 _correct_products()
+_correct_rounding()
 
 
 def poison(tensor: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ from wmfast.kernels.code_sums_triton import code_sums_triton
 TILES = {"BLOCK_N": 16, "BLOCK_K": 16, "BLOCK_D": 16, "num_warps": 4, "num_stages": 1}
 
 
-@pytest.mark.parametrize(("n", "k", "d"), [(53, 37, 20), (100, 5, 33), (1, 1, 1), (0, 20, 8)])
+@pytest.mark.parametrize(
+    ("n", "k", "d"), [(53, 37, 20), (100, 5, 33), (1, 1, 1), (0, 20, 8), (9, 4, 0)]
+)
 @pytest.mark.parametrize("shares", [1, 3])
 def test_counts_and_sums(
     n: int, k: int, d: int, shares: int, offsets: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = -(-k // 16) * -(-d // 16)
+    blocks = -(-k // 16) * max(1, -(-d // 16))
     monkeypatch.setattr("wmfast.kernels.launch.processors", lambda device: shares * blocks / 2)
     monkeypatch.setattr("wmfast.kernels.code_sums_triton._SHARES", shares)
     generator = torch.Generator().manual_seed(n)

@@ -36,6 +36,22 @@ def test_tf32_rounds_its_operands() -> None:
     assert torch.equal(out, x)
 
 
+@triton.jit
+def _cast_kernel(x, out, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(out + at, tl.load(x + at).to(out.dtype.element_ty))
+
+
+def test_bfloat16_is_the_nearest() -> None:
+    """Ties to even, overflow, subnormals, infinity and NaN, as torch and a GPU have it."""
+    x = torch.tensor([0.9999999, -0.9999999, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38, 1e-40])
+    x = torch.cat([x, torch.tensor([torch.inf, torch.nan])])
+    out = torch.empty(8, dtype=torch.bfloat16)
+    _cast_kernel[(1,)](x, out, SIZE=8)
+    torch.testing.assert_close(out, x.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+    assert out.tolist()[:5] == [1, -1, 1, 1 + 2.0**-6, torch.inf]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.int64])
 def test_outputs_are_poisoned(dtype: torch.dtype) -> None:
     like = torch.zeros(3, dtype=dtype)
