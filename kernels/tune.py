@@ -1,7 +1,14 @@
-"""Time the configs of every kernel on the GPU here; write the best to the table.
+"""Time configs of the kernels on the GPU here; write the best to the table.
 
-    python -m wmfast.kernels.tune [--only nearest_code] [--table FILE]
+    python -m wmfast.kernels.tune [--only NAME] [--budget SECONDS] [--table FILE]
 
+Tuned are the entries that the models use, for the GPU here: ``nearest_code`` (float32) in all its
+buckets, ``code_sums``, and ``film_attention``, forward and backward, in bfloat16 with heads of 64,
+for a batch of 32 and of 1 (``d64`` and ``d64-few``). All other entries stay as they are.
+NAME is part of "op dtype bucket", or all of it for one entry: ``--only "nearest_code any d256"``.
+
+The table is written after each entry, so that a run that is stopped keeps what it found. With a
+budget each entry gets its share of the time that is left, and configs beyond it are not tried.
 A config whose answer is not that of the config in the table is never taken; one that needs more
 than the GPU has is passed over, be it the one in the table. Exit status 2 without a CUDA device.
 Look at the new table with ``python -m wmfast.kernels.lint`` before it is committed.
@@ -19,7 +26,8 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +57,22 @@ class Tunable(NamedTuple):
     candidates: tuple[Config, ...]
     call: Callable[[Config], Tensor]
 
+    @property
+    def name(self) -> str:
+        """What ``--only`` looks at."""
+        return f"{self.op} {self.dtype} {self.bucket}"
+
+
+def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The graph of one ``call``; one that cannot be captured leaves the current stream current."""
+    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    finally:
+        torch.cuda.set_stream(before)
+    return graph
+
 
 def graph_seconds(call: Callable[[], object]) -> float:
     """Seconds of one ``call`` on the GPU: the median over replays of a graph of 20 calls."""
@@ -58,10 +82,7 @@ def graph_seconds(call: Callable[[], object]) -> float:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(_CALLS):
-            call()
+    graph = captured(lambda: [call() for _ in range(_CALLS)])
     seconds = []
     for _ in range(_REPLAYS + 2):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -80,15 +101,21 @@ def same(answer: Tensor, truth: Tensor) -> bool:
     return bool((answer - truth).abs().max() <= 0.02 * truth.abs().max())
 
 
-def pick(tunable: Tunable, current: Config, timer: Timer) -> tuple[Config, list[str]]:
+def pick(
+    tunable: Tunable, current: Config, timer: Timer, late: Callable[[], bool] = lambda: False
+) -> tuple[Config, list[str]]:
     """The fastest config that gives the answer of ``current``, and a line about each.
 
     Where ``current`` does not run here, the first candidate that does takes its place; where none
-    runs, ``current`` stays.
+    runs, ``current`` stays. None is tried once ``late()``.
     """
     truth: Tensor | None = None
     best, least, lines = current, math.inf, []
-    for config in (current, *(c for c in tunable.candidates if c != current)):
+    configs = (current, *(c for c in tunable.candidates if c != current))
+    for tried, config in enumerate(configs):
+        if late():
+            lines.append(f"{len(configs) - tried} of {len(configs)} configs left out: no time left")
+            return best, lines
         words = f"{config} (in the table)" if config == current else f"{config}"
         try:
             answer = tunable.call(config)
@@ -106,15 +133,37 @@ def pick(tunable: Tunable, current: Config, timer: Timer) -> tuple[Config, list[
     return best, lines if truth is not None else [*lines, "no config runs here, the table stays"]
 
 
-def tuned(table: Table, tunables: Iterable[Tunable], sm: int, timer: Timer) -> Table:
-    """A new table with the best config of each tunable; prints what was timed."""
+def tuned(
+    table: Table,
+    tunables: Sequence[Tunable],
+    sm: int,
+    timer: Timer,
+    budget: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Table]:
+    """The table after each tunable, with the best configs so far; prints what was timed.
+
+    Each gets an equal share of what is left of ``budget`` seconds, as told by ``clock``.
+    """
     table = copy.deepcopy(table)
-    for tunable in tunables:
+    deadline = clock() + budget
+    for done, tunable in enumerate(tunables):
         row = table[tunable.op][f"sm{sm}"][tunable.dtype]
-        best, lines = pick(tunable, row[tunable.bucket], timer)
+        end = clock() + (deadline - clock()) / (len(tunables) - done)
+        best, lines = pick(
+            tunable,
+            row[tunable.bucket],
+            timer,
+            lambda end=end: clock() >= end,  # type: ignore[misc]
+        )
         print(f"{tunable.op} sm{sm} {tunable.dtype} {tunable.bucket}", *lines, sep="\n  ")
         row[tunable.bucket] = best
-    return table
+        yield copy.deepcopy(table)
+
+
+def select(tunables: Sequence[Tunable], only: str) -> list[Tunable]:
+    """The one of that name; where none has it, those with ``only`` in their name."""
+    return [t for t in tunables if t.name == only] or [t for t in tunables if only in t.name]
 
 
 def write(table: Table, file: Path) -> None:
@@ -131,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m wmfast.kernels.tune", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--only", default="", help="ops whose name contains this")
+    parser.add_argument("--only", default="", help="NAME: part of an entry, or all of it")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds; inf if not given")
     parser.add_argument("--table", type=Path, default=launch.TABLE_FILE, help="file to write")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -139,11 +189,16 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     found = [t for name in MODULES for t in importlib.import_module(name).tunables(device)]
-    wanted = [tunable for tunable in found if options.only in tunable.op]
+    wanted = select(found, options.only)
     if not wanted:
-        print(f"tune: no op has {options.only!r} in its name", file=sys.stderr)
+        names = ", ".join(repr(tunable.name) for tunable in found)
+        print(
+            f"tune: no entry has {options.only!r} in its name; there are {names}", file=sys.stderr
+        )
         return 2
-    write(tuned(launch.table(), wanted, launch.sm_of(device), graph_seconds), options.table)
+    sm = launch.sm_of(device)
+    for table in tuned(launch.table(), wanted, sm, graph_seconds, options.budget):
+        write(table, options.table)
     return 0
 
 

@@ -69,7 +69,7 @@ def test_the_new_table_differs_in_the_tuned_entry_only(
 ) -> None:
     table = {"op": {"sm90": {"any": {"d64": CURRENT, "d256": LARGE}}, "sm80": {"any": {}}}}
     bench = Bench({16: 3e-6, 32: 2e-6, 64: 1e-6})
-    new = tuned(table, [bench.tunable()], 90, bench.timer)
+    (new,) = tuned(table, [bench.tunable()], 90, bench.timer)
     assert table["op"]["sm90"]["any"]["d64"] == CURRENT
     assert new == {"op": {"sm90": {"any": {"d64": FAST, "d256": LARGE}}, "sm80": {"any": {}}}}
     assert "op sm90 any d64" in capsys.readouterr().out
@@ -78,6 +78,45 @@ def test_the_new_table_differs_in_the_tuned_entry_only(
     assert len(list(tmp_path.iterdir())) == 1
     tune.write(launch.table(), tmp_path / "configs.json")
     assert (tmp_path / "configs.json").read_text() == launch.TABLE_FILE.read_text()
+
+
+def test_the_table_is_given_after_each_entry_and_a_budget_is_shared(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = {"op": {"sm90": {"any": {"d64": CURRENT, "d256": CURRENT}}}}
+    bench, now = Bench({16: 3e-6, 32: 2e-6, 48: 1e-6}), [0.0]
+
+    def timer(call: object) -> float:
+        now[0] += 1  # a second a config
+        return bench.timer(call)
+
+    first = bench.tunable()._replace(candidates=(FAST, {"BLOCK_N": 48}))
+    both = [first, first._replace(bucket="d256")]
+    tables = tuned(table, both, 90, timer, budget=5, clock=lambda: now[0])
+    assert next(tables)["op"]["sm90"]["any"] == {"d64": {"BLOCK_N": 48}, "d256": CURRENT}
+    assert now[0] == 3  # the third began within its half, 2.5 s
+    assert next(tables)["op"]["sm90"]["any"] == {"d64": {"BLOCK_N": 48}, "d256": FAST}
+    assert list(tables) == []
+    assert capsys.readouterr().out.endswith("1 of 3 configs left out: no time left\n")
+
+
+def test_without_time_the_table_stays() -> None:
+    assert pick(Bench({}).tunable(), CURRENT, Bench({}).timer, lambda: True) == (
+        CURRENT,
+        ["4 of 4 configs left out: no time left"],
+    )
+
+
+def test_entries_are_selected_by_name() -> None:
+    tunables = list(nearest_code_cases.tunables(torch.device("meta")))
+    names = [tunable.name for tunable in tunables]
+    assert {"nearest_code any d64", "nearest_code any d64-few"} <= set(names)
+    assert tune.select(tunables, "") == tunables
+    assert [t.name for t in tune.select(tunables, "nearest_code any d64")] == [
+        "nearest_code any d64"
+    ]
+    assert {t.name for t in tune.select(tunables, "d64")} == {n for n in names if "d64" in n}
+    assert tune.select(tunables, "attention") == []
 
 
 def test_without_a_gpu_it_says_so_in_one_line(
