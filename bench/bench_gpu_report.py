@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,36 @@ def test_rows_that_found_no_time_are_counted(
     monkeypatch.setattr(report_models, "SECTIONS", {})
     assert gpu_report.main(["--dry-run", "--output", str(tmp_path)]) == 0
     assert "3 rows were left out for want of time" in capsys.readouterr().out
+
+
+def test_checks_of_answers_heed_the_time_too() -> None:
+    import report_answers
+    from report_clock import Clock
+
+    clock = Clock(dry=True, deadline=0)
+    for check in (
+        report_answers.nearest_code_correctness,
+        report_answers.film_attention_correctness,
+    ):
+        rows = check(clock)
+        assert len(rows) > 6
+        assert all(row["result"] == "left out: no time left" for row in rows)
+
+
+def test_an_attention_of_nan_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import report_answers
+    from report_clock import Clock
+
+    def spoilt(*inputs: torch.Tensor, frame_causal: int | None = None) -> torch.Tensor:
+        return real(*inputs, frame_causal=frame_causal) * torch.nan
+
+    real = report_answers.film_attention
+    monkeypatch.setattr(report_answers, "film_attention", spoilt)
+    rows = report_answers.film_attention_correctness(Clock(dry=True, deadline=math.inf))
+    accuracy = [row for row in rows if row["name"].startswith("B ")]
+    assert len(accuracy) == 6
+    assert all("nan times" in row["error"] for row in accuracy)
+    assert "nan from eager" in next(r["error"] for r in rows if r["name"].endswith("compiled"))
 
 
 def test_a_broken_section_leaves_the_others_and_the_exit_status(

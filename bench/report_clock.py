@@ -29,7 +29,9 @@ class Clock:
         if dry:
             torch.set_num_threads(1)  # two that wait for each other are slow on a busy machine
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(
+        self, function: Callable[..., Any], *, fullgraph: bool = False
+    ) -> Callable[..., Any]:
         """``torch.compile``; in a dry run without the compiler behind it, which takes minutes.
 
         For the very shapes it gets: code for sizes of any value is slower, and torch would write
@@ -38,7 +40,7 @@ class Clock:
         """
         torch.compiler.reset()
         backend = "eager" if self.dry else "inductor"
-        return torch.compile(function, backend=backend, dynamic=False)
+        return torch.compile(function, backend=backend, dynamic=False, fullgraph=fullgraph)
 
     def late(self) -> bool:
         """Whether the time of this section is spent."""
