@@ -35,8 +35,10 @@ from wmfast.kernels.nearest_code_cpu import nearest_code_cpp
 
 _BODIES: tuple[Body, ...] = ("triton", "cpp", "torch")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_OUT_DTYPES = (torch.uint8, torch.int8, torch.uint16, torch.int16)
-_OUT_DTYPES += (torch.uint32, torch.int32, torch.uint64, torch.int64)
+_OUT_DTYPES: tuple[torch.dtype, ...] = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 _MAX_TRITON_DIM = 1024
 _MAX_DIM = 1 << 18  # the slack below covers the rounding of the norms up to here
 _CHUNK = 1 << 19  # float32 scores in flight: 2 MB, an L2 cache
