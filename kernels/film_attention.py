@@ -33,6 +33,7 @@ from wmfast.kernels.dispatch import Body, choose_body
 _BODIES: tuple[Body, ...] = (
     ("triton", "torch") if importlib.util.find_spec("triton") is not None else ("torch",)
 )
+_LARGEST_SCALE = 2e38  # times log2(e) it is still a float32
 _TRITON_WIDTH = 128  # wider heads, and float64, go to torch on a GPU
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -75,23 +76,26 @@ def film_attention(
 
     q (B, N, Lq, D), k and v (B, N, Lk, D) with 1 <= Lq <= Lk; gamma, beta (B, N, D) or None;
     returns (B, N, Lq, D). ``frame_causal``: tokens a frame, where a token may see its own and
-    earlier frames only; ``scale``: 1 / sqrt(D) unless given, positive. Autocast leaves the dtypes
-    alone. Equal inputs give equal bits, forward and backward; there are no second derivatives, and
-    torch.func's transforms raise RuntimeError (torch.autograd is the way). Raises ValueError for
-    shapes or numbers that don't fit and TypeError for dtypes and types that don't.
+    earlier frames only; ``scale``: 1 / sqrt(D) unless given, positive, up to 2e38. Autocast leaves
+    the dtypes alone. A row whose scores are all -inf is 0. Equal inputs give equal bits, forward
+    and backward; there are no second derivatives, and torch.func's transforms raise RuntimeError
+    (torch.autograd is the way). Raises ValueError for shapes or numbers that don't fit and
+    TypeError for dtypes and types that don't.
     """
     _check(q, k, v, gamma, beta, frame_causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if not isinstance(scale, (int, float)):
         raise TypeError(f"scale is a {type(scale).__name__}: allowed is None or a positive number")
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale = {scale}: allowed is None or a positive number")
+    if not 0 < scale <= _LARGEST_SCALE:
+        raise ValueError(
+            f"scale = {scale}: allowed is None or a positive number up to {_LARGEST_SCALE}"
+        )
     frame = k.shape[2] if frame_causal is None else min(frame_causal, k.shape[2])
     inputs = (q, k, v, gamma, beta, frame, scale)
-    if torch.compiler.is_compiling() and q.device.type in ("cpu", "cuda"):
+    if torch.compiler.is_compiling() and q.device.type in ("cpu", "cuda", "meta"):
         # One node of the graph; which body it runs is decided when it runs.
         return cast(Tensor, torch.ops.wmfast.film_attention(*inputs)[0])
-    if _body(q) == "triton" or q.device.type == "cpu":
+    if _body(q) == "triton" or q.device.type in ("cpu", "meta"):
         return cast(Tensor, _FilmAttention.apply(*inputs))  # type: ignore[no-untyped-call]
     return film_attention_torch.slices(*inputs)
 
@@ -205,11 +209,11 @@ def _backward_fake(
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? gamma, Tensor? beta"
 torch.library.define(
-    "wmfast::film_attention", f"({_INPUTS}, int frame, float scale) -> (Tensor, Tensor)"
+    "wmfast::film_attention", f"({_INPUTS}, SymInt frame, float scale) -> (Tensor, Tensor)"
 )
 torch.library.define(
     "wmfast::film_attention_backward",
-    f"(Tensor do, {_INPUTS}, Tensor o, Tensor lse, int frame, float scale)"
+    f"(Tensor do, {_INPUTS}, Tensor o, Tensor lse, SymInt frame, float scale)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 

@@ -269,6 +269,52 @@ def test_compiles_as_one_graph_forward_and_backward() -> None:
         torch.testing.assert_close(got, want)
 
 
+def test_a_compiled_program_takes_any_length_without_a_compile_for_each() -> None:
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(film_attention, backend=count, fullgraph=True, dynamic=True)
+    for length in range(20, 32):
+        inputs = draw(1, 2, length, length, 8, dtype=torch.float32)
+        torch.testing.assert_close(compiled(*inputs), film_attention(*inputs))
+    assert len(graphs) <= 3
+
+
+def test_a_compiled_gradient_takes_any_length() -> None:
+    def loss(*tensors: Tensor) -> Tensor:
+        return film_attention(*tensors).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for length in range(20, 32):  # more than torch would compile one by one
+        drawn = draw(1, 2, length, length, 8, dtype=torch.float32)
+        inputs = [t.requires_grad_() for t in drawn if t is not None]
+        plain = torch.autograd.grad(loss(*inputs), inputs)
+        for got, want in zip(torch.autograd.grad(compiled(*inputs), inputs), plain, strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("frame", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_meta_tensors_have_a_meta_answer_and_meta_gradients(
+    frame: int | None, dtype: torch.dtype
+) -> None:
+    drawn = draw(2, 3, 8, 12, 16, dtype=dtype)
+    inputs = [t.to("meta").requires_grad_() for t in drawn if t is not None]
+    for training in (False, True):
+        with torch.set_grad_enabled(training):
+            o = film_attention(*inputs, frame_causal=frame)
+        assert (o.device.type, o.dtype, o.shape) == ("meta", dtype, inputs[0].shape)
+    o.sum().backward()
+    for x in inputs:
+        assert x.grad is not None
+        assert (x.grad.device.type, x.grad.shape) == ("meta", x.shape)
+
+
 class FakeCuda(NamedTuple):
     """What the choice of a body looks at, without a GPU."""
 
@@ -375,6 +421,8 @@ def test_the_differentiable_slices_of_other_devices_agree(frame: int) -> None:
         ({"beta": torch.zeros(1, 2, 4).long()}, TypeError, "beta is torch.int64: a real"),
         ({"scale": torch.tensor(0.5)}, TypeError, "scale is a Tensor: allowed is None or a pos"),
         ({"scale": 0.0}, ValueError, r"scale = 0.0: allowed is None or a positive"),
+        ({"scale": 3e38}, ValueError, r"scale = 3e\+38: allowed is None or a positive number up"),
+        ({"scale": 10**400}, ValueError, r"allowed is None or a positive number up to 2e\+38"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], error: type[Exception], words: str) -> None:
