@@ -151,7 +151,8 @@ def forward_kernel(
 
     limit = row_limits(start_m + rows, q_len, k_len, frame)  # [M]
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    # The lowest number, not -inf: a tile's scores may all be -inf, and -inf + inf would be NaN.
+    top = tl.full([BLOCK_M], -3.4028234663852886e38, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     tl.assume(stop > 0)  # a loop that may not run at all has its wgmma serialized
     for start in tl.range(0, stop, BLOCK_N):
@@ -159,7 +160,6 @@ def forward_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [M, N]
         if MASKED:  # by row, although rows of one frame have one limit: it takes fewer registers
             score = tl.where((start + columns)[None, :] < limit[:, None], score, float("-inf"))
-        # Finite from the first tile on: every row sees key 0.
         new_top = tl.maximum(top, tl.max(score, 1) * scale_log2)
         p = tl.math.exp2(score * scale_log2 - new_top[:, None])
         fade = tl.math.exp2(top - new_top)
@@ -168,6 +168,7 @@ def forward_kernel(
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         top = new_top
 
+    total = tl.where(total == 0, 1.0, total)  # every score -inf: the row is 0, as torch has it
     store_rows(o_out, acc / total[:, None], batch, head, heads, start_m, q_len, end_m, rows, d, D)
     lse_head = lse_out + (batch.to(tl.int64) * heads + head) * q_len
     lse = (top + tl.math.log2(total)) * 0.6931471805599453

@@ -241,6 +241,53 @@ def test_scores_far_beyond_the_range_of_exp() -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+# The empty rows of a tile: 0 times infinity, whose maximum numpy has a word for.
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("value", [-1e30, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_the_first_keys_that_are_minus_infinity(value: float, dtype: torch.dtype) -> None:
+    """-1e30 times 1e30 overflows: finite inputs have such scores too.
+
+    Keys that are infinite themselves may have NaN gradients; the others' are not touched.
+    """
+    shape = Shape(1, 2, 33, 300, 16, 300)
+    q, k, v, _, _, do = draw(shape, dtype, gamma=False, beta=False)
+    assert q is not None
+    assert k is not None
+    q, k = q.abs() * 1e30, k * 1e-30
+    k[:, :, :256] = value  # more than a tile of keys
+    tensors = [q, k, v, None, None, do]
+    wanted = plain(tensors, shape.frame, torch.float64)
+    simple = plain(tensors, shape.frame, dtype)
+    assert wanted[0].isfinite().all()
+    for i, (got, low, want) in enumerate(
+        zip(kernels(tensors, shape.frame), simple, wanted, strict=True)
+    ):
+        if i >= 2 and value == -math.inf:  # dk and dv
+            got, low, want = (x[:, :, 256:] for x in (got, low, want))
+        assert torch.equal(got.isnan(), want.isnan())  # in the gradient of q, 0 times infinity
+        if want.isfinite().all():
+            assert error(got, want) <= 2 * error(low, want) + 1e-6 * want.norm().item()
+
+
+def test_a_row_whose_scores_are_all_minus_infinity_is_zero() -> None:
+    """As torch's attention has it; it has no part in any gradient."""
+    shape, blind = Shape(1, 1, 140, 140, 16, 70), 70
+    q, k, v, _, _, do = draw(shape, torch.float32, gamma=False, beta=False)
+    assert q is not None
+    assert k is not None
+    assert do is not None
+    q, k = q.abs() * 1e30, k * 1e-30
+    k[:, :, :blind] = -1e30
+    o, dq, *rest = kernels([q, k, v, None, None, do], shape.frame)
+    for x in (o, dq):
+        assert not x[:, :, :blind].any()
+    seeing = [q[:, :, blind:], k, v, None, None, do[:, :, blind:]]
+    got = [o[:, :, blind:], dq[:, :, blind:], *rest]
+    for mine, want in zip(got, plain(seeing, shape.frame, torch.float64), strict=True):
+        assert error(mine, want) < 2e-6 * want.norm().item()
+
+
 def test_a_batch_that_begins_beyond_32_bits() -> None:
     """Its bytes are never touched between the two samples, so the memory costs nothing."""
     shape = Shape(2, 1, 17, 17, 16, 17)
