@@ -21,7 +21,6 @@ program). The choice is made when the op runs, never while a program is traced.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any, cast
 
@@ -30,9 +29,7 @@ from torch import Tensor
 from wmfast.kernels import film_attention_recomputed, film_attention_torch, launch
 from wmfast.kernels.dispatch import Body, choose_body
 
-_BODIES: tuple[Body, ...] = (
-    ("triton", "torch") if importlib.util.find_spec("triton") is not None else ("torch",)
-)
+_BODIES: tuple[Body, ...] = ("triton", "torch")
 _LARGEST_SCALE = 2e38  # times log2(e) it is still a float32
 _TRITON_WIDTH = 128  # wider heads, and float64, go to torch on a GPU
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -65,6 +65,15 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ["--agent.curiosity", "0.1", "--agent.n-step", "5"],
             ["--agent.curiosity 0.1", "at most 4 steps"],
         ),
+        (
+            ["--agent.curiosity", "0.1", "--agent.gamma", "1"],
+            ["--agent.curiosity 0.1", "--agent.gamma between 0 and 1"],
+        ),
+        (["--agent.gamma-start", "1"], ["--agent.gamma-start 1.0", "at most --agent.gamma"]),
+        (
+            ["--agent.gamma-start", "0.9", "--agent.gamma", "1"],
+            ["--agent.gamma-start 0.9", "below 1"],
+        ),
         (["--tokenizer.codebook-size", "70000"], ["--tokenizer.codebook-size 70000", "65536"]),
         (["--env.max-frames", "4"], ["--env.max-frames 4", "at least 16"]),
         (["--loop.replay-capacity", "50"], ["--loop.replay-capacity 50", "warm-up"]),

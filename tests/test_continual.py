@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from wmfast import TokenReplay
 from wmfast.build import Parts, build
@@ -295,6 +296,9 @@ def test_a_whole_run_in_mode_full(tmp_path: Path) -> None:
     for row in trained:
         assert 0 < row["tokenizer/drift/retention_moving"] <= 1
         assert row["tokenizer/train/codes_in_use"] > 2
+    # A dream that falls due with a training comes after it, or it would be forgotten at once.
+    pool = load_file(folder / "checkpoints" / "420" / "dreams.safetensors")
+    assert pool["count"] > 0
     # The codes moved; what was kept at the end knows them as they are.
     _, weights = read_model(folder / "models" / "tokenizer.safetensors", "tokenizer")
     codes = codes_checksum(weights["codes"])

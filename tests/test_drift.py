@@ -20,9 +20,9 @@ def tokens(changed: int) -> np.ndarray:
     return bank
 
 
-def begun() -> DriftBank:
+def begun(moving: np.ndarray = MOVING) -> DriftBank:
     bank = DriftBank()
-    bank.begin(FRAMES, tokens(0), MOVING)
+    bank.begin(FRAMES, tokens(0), moving)
     return bank
 
 
@@ -45,7 +45,7 @@ def test_retention_is_over_all_and_over_moving_cells_since_last_time_and_since_t
 
 
 def test_rows_are_stale_once_the_drift_since_they_were_encoded_passes_the_bound() -> None:
-    bank = begun()
+    bank = begun(moving=np.ones_like(MOVING))
     bank.moved(tokens(30), 100, 0)  # rows 0..99 keep the first tokens
     bank.moved(tokens(60), 200, 0)  # 100..199 those of the first training
     assert bank.stale_before(61 / 336) == 0
@@ -57,8 +57,16 @@ def test_rows_are_stale_once_the_drift_since_they_were_encoded_passes_the_bound(
     assert bank.stale_before(0.0) == 0
 
 
+def test_moving_cells_alone_make_rows_stale() -> None:
+    """Two of four moving cells: under a hundredth of all cells."""
+    bank = begun()
+    bank.moved(tokens(2), 100, 0)
+    assert bank.stale_before(0.51) == 0
+    assert bank.stale_before(0.49) == 100
+
+
 def test_a_loaded_bank_goes_on_as_the_saved_one() -> None:
-    bank, loaded = begun(), DriftBank()
+    bank, loaded = begun(moving=np.ones_like(MOVING)), DriftBank()
     bank.moved(tokens(30), 100, 0)
     loaded.load(bank.arrays())
     assert bank.moved(tokens(90), 200, 0) == loaded.moved(tokens(90), 200, 0)

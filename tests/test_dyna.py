@@ -58,8 +58,11 @@ def seeds(batch: int = 6, surprising: tuple[int, ...] = ()) -> Segments:
     )
 
 
-def pool(n_step: int = 3, config: DynaConfig = CONFIG) -> DreamedTransitions:
-    return DreamedTransitions(config, gamma=GAMMA, n_step=n_step, tokens=K, history=T)
+def pool(config: DynaConfig = CONFIG) -> DreamedTransitions:
+    return DreamedTransitions(config, tokens=K, history=T)
+
+
+RETURNS = {"n_step": 3, "gamma": GAMMA}
 
 
 def expected_sign(number: int) -> float:
@@ -73,8 +76,8 @@ def end(number: int) -> float:
 
 @pytest.mark.parametrize("n_step", [1, 2, 3, 5])
 def test_every_imagined_step_is_a_transition_with_the_agents_return(n_step):
-    dreams, model = pool(n_step), Counter()
-    dreams.refresh(model, policy, seeds())
+    dreams, model = pool(), Counter()
+    dreams.refresh(model, policy, seeds(), n_step=n_step, gamma=GAMMA)
     assert len(dreams) == 6 * 3
     trust = 1 / (1 + (V - 1) * math.exp(-9.0))  # exp of minus the loss: the probability itself
     found = 0
@@ -102,7 +105,7 @@ def test_every_imagined_step_is_a_transition_with_the_agents_return(n_step):
 
 def test_seeds_that_the_model_does_not_understand_are_dropped():
     dreams, model = pool(), Counter()
-    metrics = dreams.refresh(model, policy, seeds(surprising=(1, 4)))
+    metrics = dreams.refresh(model, policy, seeds(surprising=(1, 4)), **RETURNS)
     assert len(dreams) == 4 * 3
     assert metrics["kept"].item() == pytest.approx(4 / 6)
     assert sorted({int(n) for n in dreams.state[:4, -1, 0]}) == [3, 5, 6, 8]
@@ -121,9 +124,9 @@ def test_trust_falls_with_its_scale_and_is_nothing_where_no_next_frame_is_known(
 
 def test_without_trusted_seeds_nothing_is_imagined():
     dreams, model = pool(), Counter()
-    dreams.refresh(model, policy, seeds())
+    dreams.refresh(model, policy, seeds(), **RETURNS)
     assert dreams.share_of(32) == 8
-    metrics = dreams.refresh(model, policy, seeds(surprising=tuple(range(6))))
+    metrics = dreams.refresh(model, policy, seeds(surprising=tuple(range(6))), **RETURNS)
     assert metrics["kept"] == 0
     assert dreams.share_of(32) == 0
     with pytest.raises(ValueError, match="no seed was trusted"):
@@ -132,7 +135,7 @@ def test_without_trusted_seeds_nothing_is_imagined():
 
 def test_draws_repeat_with_their_seed_and_reach_every_row():
     dreams = pool()
-    dreams.refresh(Counter(), policy, seeds())
+    dreams.refresh(Counter(), policy, seeds(), **RETURNS)
     again = dreams.draw(400, (3, 7))
     for one, other in zip(dreams.draw(400, (3, 7)), again, strict=True):
         assert torch.equal(one, other)
@@ -148,7 +151,7 @@ def test_draws_repeat_with_their_seed_and_reach_every_row():
 
 def test_a_checkpoint_brings_the_pool_back():
     dreams, other = pool(), pool()
-    dreams.refresh(Counter(), policy, seeds(surprising=(2,)))
+    dreams.refresh(Counter(), policy, seeds(surprising=(2,)), **RETURNS)
     other.load_state_dict(dreams.state_dict())
     assert len(other) == 15
     for one, two in zip(dreams.draw(9, (1, 1)), other.draw(9, (1, 1)), strict=True):
@@ -169,7 +172,7 @@ def test_a_world_model_without_heads_is_refused():
             return answer._replace(reward_sign_logits_bc=None, done_logit_b=None)
 
     with pytest.raises(ValueError, match="reward and done heads"):
-        pool().refresh(Headless(), policy, seeds())
+        pool().refresh(Headless(), policy, seeds(), **RETURNS)
 
 
 def test_switched_off_it_holds_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,17 +18,20 @@ from typing import cast
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from wmfast.build import Parts, build
+from wmfast.checkpoint import load_checkpoint
 from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
+from wmfast.errors import UserError
 from wmfast.metrics import MetricsLog, read_metrics
 from wmfast.model_file import read_meta, read_model, save_model
 from wmfast.models.tokenizer import build_tokenizer
 from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
-from wmfast.rundir import RunDir, create_run
+from wmfast.rundir import RunDir, create_run, load_config
 from wmfast.train import (
     collect,
     dream,
@@ -37,6 +41,7 @@ from wmfast.train import (
     train_agent,
     train_world_model,
 )
+from wmfast.trained import load_trained
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -115,6 +120,30 @@ def test_eval_and_dream_use_a_finished_run(finished: tuple[Path, str], tmp_path:
     done = wmfast("dream", "--run-dir", folder, "--out", gif, "--steps", 8, "--start", 5)
     assert done.returncode == 0, done.stderr
     assert gif.read_bytes()[:3] == b"GIF"
+
+
+def test_a_finished_run_is_judged_by_the_world_model_that_it_kept(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    path = run / "models" / "world_model.safetensors"
+    _, weights = read_model(path, "world_model")
+    model = load_trained(run).world_model
+    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
+    # Say that an earlier one was the best dreamer.
+    torch.nn.init.constant_(model.norm.bias, 0.5)
+    save_model(path, model, "world_model", load_config(run).world_model, read_meta(path))
+    assert load_trained(run).world_model.norm.bias.eq(0.5).all()
+    # A run that went on since then has not chosen yet: what it has now counts.
+    result = run / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"env_steps": 400}))
+    latest = load_trained(run).world_model.state_dict()
+    saved = load_checkpoint(run).file("world_model.safetensors")
+    assert all(value.equal(latest[name]) for name, value in load_file(saved).items())
+    result.write_text("{")
+    with pytest.raises(UserError, match=r"result\.json: damaged"):
+        load_trained(run)
 
 
 def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Path) -> None:

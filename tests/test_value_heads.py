@@ -211,6 +211,27 @@ def test_one_batch_can_be_overfitted(config: AgentConfig, head: str) -> None:
     assert last < 0.1 * first
 
 
+@pytest.mark.parametrize("head", ["c51", "hl_gauss"])
+def test_a_target_beyond_the_bins_loses_its_priority_once_it_is_fitted(head: str) -> None:
+    torch.manual_seed(0)
+    config = replace(CONV, value_head=head, bins=21, value_range=2.0, tau=0.0)
+    agent = DoubleDQN(config, vocab_size=8, num_actions=3)
+    batch = Transitions(
+        state_btk=torch.randint(8, (1, 4, 336)),
+        action_b=torch.ones(1, dtype=torch.int64),
+        reward_b=torch.tensor([9.0]),
+        next_state_btk=torch.randint(8, (1, 4, 336)),
+        discount_b=torch.zeros(1),
+        weight_b=torch.ones(1),
+    )
+    step = TrainStep(agent, agent.loss, learning_rate=3e-3, grad_clip=10.0)
+    first = step(batch)["priority"].item()
+    for _ in range(60):
+        last = step(batch)["priority"].item()
+    assert 1 < first < 3  # to the largest bin, not to 9
+    assert last < 0.2  # hl_gauss cuts off half of its Gaussian at the limit
+
+
 def test_a_scalar_head_has_the_weights_that_it_had_without_the_others() -> None:
     names = set(build_q_network(CONV, vocab_size=8, num_actions=3).state_dict())
     agent = DoubleDQN(CONV, vocab_size=8, num_actions=3)

@@ -105,6 +105,8 @@ class DoubleDQN(nn.Module):
             loss_b = -(target_bz * logits_bz.log_softmax(-1)).sum(-1)
             q_b = support.expected(logits_bz.detach())
             metrics["clipped_targets"] = (target_b.abs() > support.limit).float().mean()
+            # Priorities count what the bins can hold, or a row beyond them would never lose its.
+            target_b = target_b.clamp(-support.limit, support.limit)
         loss = (batch.weight_b * loss_b).mean()
         error_b = (q_b - target_b).detach().abs()
         metrics |= {"priority": error_b, "td_error": error_b.mean(), "q": q_b.detach().mean()}

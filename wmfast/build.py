@@ -198,8 +198,6 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
         agent=agent,
         dreams=DreamedTransitions(
             config.dyna,
-            gamma=config.agent.gamma,
-            n_step=config.agent.n_step,
             tokens=TOKENS_PER_FRAME,
             history=HISTORY,
         ).to(device),

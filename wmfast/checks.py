@@ -129,6 +129,16 @@ def check(config: Config) -> None:
             f"--agent.curiosity {agent.curiosity}: needs returns of at most {HISTORY} steps, "
             f"--agent.n-step or --agent.n-step-start is {agent.longest_return}"
         )
+    if agent.curiosity and not 0 < agent.gamma < 1:
+        raise UserError(
+            f"--agent.curiosity {agent.curiosity}: needs --agent.gamma between 0 and 1, not "
+            f"{agent.gamma}: whole returns are told by their discount"
+        )
+    if agent.gamma_start and not agent.gamma_start <= agent.gamma < 1:
+        raise UserError(
+            f"--agent.gamma-start {agent.gamma_start}: must be at most --agent.gamma "
+            f"({agent.gamma}), and that below 1; or 0: always --agent.gamma"
+        )
     between = config.continual.tokenizer_every + config.env.num_envs
     if config.loop.mode == "full" and config.continual.window_frames < between:
         raise UserError(

@@ -255,7 +255,8 @@ class ContinualConfig:
     bank_frames: int = 256
     """Held-out frames on which the drift of the tokens is measured."""
     drift_bound: float = 0.05
-    """Tokens without pixels are dropped once this share of the bank's tokens has changed."""
+    """Rows without pixels are dropped once this share of the bank's tokens, or of its moving ones,
+    has changed. The bank is of the warm-up: it does not see looks that come later."""
 
 
 @dataclass(frozen=True)

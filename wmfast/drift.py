@@ -1,7 +1,8 @@
 """How far a tokenizer has moved: which tokens of held-out frames it still gives.
 
 Retention is the share of tokens that stay the same, over all cells and over the moving ones (cells
-with a pixel off the median frame). Drift is 1 - retention over all cells.
+with a pixel off the median frame). Drift is 1 - retention, of all cells or of the moving ones,
+whichever moved further: most cells are background, which stays while every sprite may be lost.
 
 The bank also knows which rows of the replay buffer were encoded by which state of the tokenizer, so
 that rows whose pixels are gone can be dropped once the drift since then is too large.
@@ -82,7 +83,8 @@ class DriftBank:
         now = self._spans[-1][1]
         stale = 0
         for (_, tokens_nk), (end, _) in pairwise(self._spans):
-            if 1 - _share_kept(tokens_nk, now) > bound:
+            moving = _share_kept(tokens_nk, now, self._moving_nk)
+            if 1 - min(_share_kept(tokens_nk, now), moving) > bound:
                 stale = end
         return stale
 

@@ -32,7 +32,6 @@ class DreamedTransitions(nn.Module):
 
     Args:
         config: how many, how far, how trusted.
-        gamma, n_step: of the agent's returns; a return ends with its dream.
         tokens: K.
         history: T.
     """
@@ -45,11 +44,9 @@ class DreamedTransitions(nn.Module):
     discount: Tensor  # float32 (P,)
     trust: Tensor  # float32 (P,)
 
-    def __init__(
-        self, config: DynaConfig, *, gamma: float, n_step: int, tokens: int, history: int
-    ) -> None:
+    def __init__(self, config: DynaConfig, *, tokens: int, history: int) -> None:
         super().__init__()
-        self._config, self._gamma, self._n_step = config, gamma, n_step
+        self._config = config
         rows = config.seeds * config.horizon if config.share else 0
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         for name in ("state", "next_state"):
@@ -71,8 +68,18 @@ class DreamedTransitions(nn.Module):
         self.count.zero_()
 
     @torch.no_grad()
-    def refresh(self, world_model: WorldModel, policy: Policy, seeds: Segments) -> Metrics:
+    def refresh(
+        self,
+        world_model: WorldModel,
+        policy: Policy,
+        seeds: Segments,
+        *,
+        n_step: int,
+        gamma: float,
+    ) -> Metrics:
         """Dream anew from one-step segments (S = 1); what was dreamed before is forgotten.
+
+        ``n_step`` and ``gamma`` are those of the agent's returns now; a return ends with its dream.
 
         Returns:
             Scalars: ``trust`` (mean over the seeds), ``kept`` (share of the seeds), and of the
@@ -104,7 +111,7 @@ class DreamedTransitions(nn.Module):
             rewards.append(reward_b)
             dones.append(done_b)
         world_model.train(was_training)
-        self._fill(histories, actions, rewards, dones, trust_b[kept_b])
+        self._fill(histories, actions, rewards, dones, trust_b[kept_b], n_step, gamma)
         events = {"reward": torch.cat(rewards).mean(), "done": torch.cat(dones).mean()}
         return metrics | events
 
@@ -122,21 +129,23 @@ class DreamedTransitions(nn.Module):
         rewards: list[Tensor],
         dones: list[Tensor],
         trust_b: Tensor,
+        n_step: int,
+        gamma: float,
     ) -> None:
         """One transition for every imagined step, its return as long as agent and dream allow."""
         horizon, at = len(actions), 0
         for first in range(horizon):
-            last = min(first + self._n_step, horizon)
+            last = min(first + n_step, horizon)
             goes_on_b, reward_b = torch.ones_like(trust_b), torch.zeros_like(trust_b)
             for step in range(first, last):
-                reward_b = reward_b + self._gamma ** (step - first) * goes_on_b * rewards[step]
+                reward_b = reward_b + gamma ** (step - first) * goes_on_b * rewards[step]
                 goes_on_b = goes_on_b * (1 - dones[step])
             rows = slice(at, at + len(trust_b))
             self.state[rows] = histories[first].int()
             self.next_state[rows] = histories[last].int()
             self.action[rows] = actions[first]
             self.reward[rows] = reward_b
-            self.discount[rows] = self._gamma ** (last - first) * goes_on_b
+            self.discount[rows] = gamma ** (last - first) * goes_on_b
             self.trust[rows] = trust_b * self._config.trust_decay**last
             at += len(trust_b)
         self.count.fill_(at)

@@ -63,14 +63,14 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
     parts.last_row = counters.env_step, parts.wall_s()
     while counters.env_step < config.steps and not stopped():
         collect(parts)
-        if config.dyna.share and due(parts, config.dyna.every):
-            dream(parts)
         for _ in range(due(parts, config.agent.every) * config.agent.updates):
             train_agent(parts)
         for _ in range(due(parts, config.world_model.every) if every.mode != "staged" else 0):
             train_world_model(parts)
         if parts.continual is not None and due(parts, config.continual.tokenizer_every):
             train_tokenizer(parts, parts.continual)
+        if config.dyna.share and due(parts, config.dyna.every):
+            dream(parts)  # of today's tokens: after the tokenizer has moved
         if due(parts, every.eval_every) and counters.env_step < config.steps:
             with reporter.aside("evaluating", total=1, unit="policy"):
                 evaluate(parts, run, log, reporter)
@@ -97,7 +97,7 @@ def train_agent(parts: Parts) -> None:
     config, counters = parts.config, parts.counters
     if reset_due(counters.agent_updates, counters.env_step, config.agent, total=config.steps):
         reset_agent(parts)
-    n_step, gamma = returns(counters.agent_updates - counters.agent_reset_at, config.agent)
+    n_step, gamma = current_returns(parts)
     beta = importance_exponent(
         counters.env_step, config.agent, warmup=config.loop.warmup_steps, total=config.steps
     )
@@ -120,6 +120,12 @@ def train_agent(parts: Parts) -> None:
     counters.agent_updates += 1
 
 
+def current_returns(parts: Parts) -> tuple[int, float]:
+    """(n_step, gamma) of the agent's returns now, real and imagined."""
+    counters = parts.counters
+    return returns(counters.agent_updates - counters.agent_reset_at, parts.config.agent)
+
+
 def reset_agent(parts: Parts) -> None:
     """Reset the agent's networks and its optimiser; returns are annealed from here again."""
     parts.settle()  # the world model's update draws from the generator that the reset borrows
@@ -137,7 +143,10 @@ def dream(parts: Parts) -> None:
     parts.settle()
     with parts.clock("dreams"):
         seeds = parts.sampler.segments(config.seeds, 1)
-        metrics = parts.dreams.refresh(parts.world_model, parts.agent.act, seeds)
+        n_step, gamma = current_returns(parts)
+        metrics = parts.dreams.refresh(
+            parts.world_model, parts.agent.act, seeds, n_step=n_step, gamma=gamma
+        )
         parts.averager.add("dyna/train", metrics)
 
 

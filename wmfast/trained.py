@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,23 @@ from wmfast.evaluate import Evaluation, play
 from wmfast.gold import gold_evaluation
 from wmfast.gold_bank import INDEX_FILE, Tier, codes_checksum, open_bank
 from wmfast.media import save_dream_gif
+from wmfast.model_file import read_model
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer, build_tokenizer
 from wmfast.models.world_model import build_world_model
 from wmfast.recording import Recording
 from wmfast.rundir import load_config
+from wmfast.weights import load_weights
 
 _MOST_STEPS = 5_000  # of a dream, and before it
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The networks of a run's latest checkpoint, on the CPU, in eval mode."""
+    """The networks of a run's latest checkpoint, on the CPU, in eval mode.
+
+    Of a run that ended there, the world model is the one that it kept: its best dreamer.
+    """
 
     config: Config
     tokenizer: Tokenizer
@@ -52,7 +58,23 @@ def load_trained(run_dir: Path) -> Trained:
     checkpoint.restore_module("tokenizer", tokenizer)
     checkpoint.restore_module("world_model", world_model)
     checkpoint.restore_module("agent", agent)
+    if _ended_at(run_dir) == checkpoint.state["counters"]["env_step"]:
+        kept = run_dir / "models" / "world_model.safetensors"
+        load_weights(world_model, read_model(kept, "world_model")[1], str(kept))
     return Trained(config, tokenizer.eval(), world_model.eval(), agent.eval())
+
+
+def _ended_at(run_dir: Path) -> int | None:
+    """The env step that the run's result is of; None before its end."""
+    result = run_dir / "result.json"
+    if not result.exists():
+        return None
+    with one_line_errors("read", result):
+        text = result.read_text()
+    try:
+        return int(json.loads(text)["env_steps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{result}: damaged, it holds no env_steps") from error
 
 
 def evaluate_run(
