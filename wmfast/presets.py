@@ -81,7 +81,9 @@ PRESETS: dict[str, Config] = {
         steps=100_000,
         tokenizer=TokenizerConfig(kind="patch", channels=64, residual_blocks=4, train_steps=3000),
         world_model=WorldModelConfig(tubelet=(4, 2, 2), copy_gate=True, batch_size=32, every=16),
-        # The numbers of BBF (Schwarzer et al. 2023, its BBF.gin) unless said otherwise.
+        # Schedules, resets and optimiser of BBF (Schwarzer et al. 2023, its BBF.gin) unless said
+        # otherwise; network, warm-up and exponents of the priorities are this project's own, and
+        # there is no self-predictive loss.
         agent=AgentConfig(
             tubelet=(4, 2, 2),
             n_step=3,

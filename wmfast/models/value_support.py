@@ -52,7 +52,9 @@ class Support(nn.Module):
     def gaussian(self, value_b: Tensor) -> Tensor:
         """The mass of a Gaussian around each value in each bin, float32 (B, Z), rows sum to 1.
 
-        Values beyond the limits count as the limits; what the Gaussian has outside is left out.
+        Values beyond the limits count as the limits; what the Gaussian has outside is left out, so
+        values within a few bins of a limit come out too small, and bootstrapping adds that up: with
+        51 bins to 10, returns of 3 steps and gamma 0.997, a true 9.0 settles at 8.97, 9.9 at 9.26.
         """
         value_b1 = value_b.clamp(-self.limit, self.limit)[:, None]
         edge_e = self.width * torch.cat([self._numbers(), self._numbers()[-1:] + 1]) - self.limit
