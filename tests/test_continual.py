@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -198,6 +199,30 @@ def test_rows_without_pixels_are_dropped_once_the_drift_passes_the_bound() -> No
     assert {tuple(tokens) for tokens in drawn.state.reshape(-1, 336).tolist()} <= first
 
 
+def test_rows_of_a_look_that_came_after_the_warm_up_are_dropped_when_it_drifts() -> None:
+    """Breakout, MsPacman, then Pong until MsPacman has no pixels. Breakout's own tokens keep within
+    the bound, MsPacman's do not: with the warm-up's frames alone as bank none of its rows was
+    dropped, and 41 % of their tokens were right."""
+    bound = 0.15
+    continual, replay, tokenizer = started(window_frames=ENVS * STEPS, drift_bound=bound)
+    play(continual, replay, tokenizer, film("mspacman"))
+    assert continual.train()["drift/bank_frames"] > 40
+    play(continual, replay, tokenizer, film("pong"))
+    pacman = film("mspacman").reshape(-1, 84, 64, 3)
+    forgotten = 0.0
+    for _ in range(5):
+        metrics = continual.train()
+        forgotten += metrics["drift/forgotten"]
+        assert metrics["drift/retention_since_start"] > 1 - bound
+        assert metrics["drift/retention_moving_since_start"] > 1 - bound
+        stats = replay.stats()
+        first = max(ENVS * STEPS, stats["added"] - stats["stored"]) + 4 * ENVS
+        rows = np.arange(first, 2 * ENVS * STEPS - 4 * ENVS)
+        now = tokenizer.encode(torch.from_numpy(pacman[rows - ENVS * STEPS])).numpy()
+        assert not len(rows) or (replay[rows].state[:, -1] == now).mean() > 1 - 2 * bound
+    assert forgotten == continual.window.oldest_id == 2 * ENVS * STEPS
+
+
 def test_held_out_frames_are_neither_drawn_nor_filed() -> None:
     continual, _, _ = started()
     held_out = {frame.tobytes() for frame in film("breakout")[:, -1]}
@@ -209,6 +234,28 @@ def test_held_out_frames_are_neither_drawn_nor_filed() -> None:
     rehearsed = continual.rehearsal.draw(200, np.random.default_rng(0))
     assert not only_held_out & {frame.tobytes() for frame in rehearsed}
     assert (continual.bank.frames[-1] == film("breakout")[-1, -1]).all()
+
+
+@pytest.mark.parametrize("envs", [ENVS, 1])
+def test_later_frames_that_are_held_out_go_to_the_bank_alone(envs: int) -> None:
+    continual, replay, tokenizer = started(window_frames=ENVS * STEPS, sample_frames=8)
+    continual._envs = envs  # as if one game had played all frames
+    play(continual, replay, tokenizer, film("mspacman"))
+    continual.train()
+    later = np.arange(ENVS * STEPS, 2 * ENVS * STEPS)
+    held_out = later[continual.is_held_out(later)]
+    assert (held_out % envs == envs - 1).all()
+    assert len(held_out) / len(later) == pytest.approx(1 / 8 / envs, rel=0.4)
+    assert set(continual.bank.ids[40:]) <= set(held_out)
+    assert len(continual.bank.ids) > 40
+    frames = film("mspacman").reshape(-1, 84, 64, 3)
+    assert (continual.bank.frames[40:] == frames[continual.bank.ids[40:] - ENVS * STEPS]).all()
+    trained = {frame.tobytes() for frame in np.delete(frames, held_out - ENVS * STEPS, axis=0)}
+    only_held_out = {frame.tobytes() for frame in frames[held_out - ENVS * STEPS]} - trained
+    assert only_held_out
+    rng = np.random.default_rng(0)
+    drawn = [*continual._frames(2000, rng).numpy(), *continual.rehearsal.draw(500, rng)]
+    assert not only_held_out & {frame.tobytes() for frame in drawn}
 
 
 @pytest.fixture
@@ -261,6 +308,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run: RunDir) -> 
     dream(parts)
     save(parts, run)
     at_save = state_of(parts)
+    bank = parts.continual.bank
+    assert len(bank.frames) > len(bank.frames_of_start)  # it has grown, and is part of the state
     straight = learn(parts)
     assert len(parts.dreams) == 0  # dreamed of tokens that have another meaning now
     history = parts.collector._history.btk
@@ -285,6 +334,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run: RunDir) -> 
     resumed.envs.close()
 
 
+def test_frames_of_an_earlier_version_are_refused_by_one_line(tmp_path: Path) -> None:
+    continual, _, _ = started()
+    continual.save(tmp_path / "frames")
+    arrays = safetensors.numpy.load_file(tmp_path / "frames")
+    del arrays["bank.ids"]
+    safetensors.numpy.save_file(arrays, tmp_path / "frames")
+    with pytest.raises(UserError, match="frames: of an earlier version, its bank has no 'ids'"):
+        continual.load(tmp_path / "frames")
+
+
 def test_a_whole_run_in_mode_full(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["--game", "breakout", "--preset", "smoke", "--loop.mode", "full"]
@@ -295,6 +354,7 @@ def test_a_whole_run_in_mode_full(tmp_path: Path) -> None:
     assert [row["env_step"] for row in trained] == [300, 400]
     for row in trained:
         assert 0 < row["tokenizer/drift/retention_moving"] <= 1
+        assert row["tokenizer/drift/bank_frames"] > 0
         assert row["tokenizer/train/codes_in_use"] > 2
     # A dream that falls due with a training comes after it, or it would be forgotten at once.
     pool = load_file(folder / "checkpoints" / "420" / "dreams.safetensors")

@@ -22,7 +22,7 @@ def tokens(changed: int) -> np.ndarray:
 
 def begun(moving: np.ndarray = MOVING) -> DriftBank:
     bank = DriftBank()
-    bank.begin(FRAMES, tokens(0), moving)
+    bank.begin(FRAMES, np.array([3, 7]), tokens(0), moving)
     return bank
 
 
@@ -65,7 +65,76 @@ def test_moving_cells_alone_make_rows_stale() -> None:
     assert bank.stale_before(0.49) == 100
 
 
+def many(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Empty frames that bear their number, and their cells, all of them moving."""
+    frames = np.zeros((count, 84, 64, 3), np.uint8)
+    frames[:, 0, 0, 0] = np.arange(count)
+    return frames, np.ones((count, 336), np.bool_)
+
+
+def grown(later: np.ndarray, *, oldest_id: int = 0, most: int = 40) -> DriftBank:
+    """40 frames of rows 0..390, then frames of these rows, all of token 0."""
+    frames, moving = many(40 + len(later))
+    bank = DriftBank()
+    zeros = np.zeros((len(frames), 336), np.uint16)
+    bank.begin(frames[:40], np.arange(0, 400, 10), zeros[:40], moving[:40])
+    bank.moved(zeros[:40], 400, 0)
+    bank.grow(frames[40:], later, zeros[40:], moving[40:], oldest_id=oldest_id, most=most)
+    return bank
+
+
+def test_rows_are_judged_by_the_frames_that_were_played_with_them() -> None:
+    bank = grown(np.arange(400, 800, 10))
+    now = np.zeros((80, 336), np.uint16)
+    now[40:, :34] = 1  # the later look alone drifts, by a tenth
+    drift = bank.moved(now, 800, 0)
+    assert drift["retention"] == pytest.approx(1 - 34 / 336 / 2)
+    assert drift["retention_since_start"] == 1
+    assert bank.stale_before(0.11) == 0
+    assert bank.stale_before(0.10) == 800
+    early = grown(np.arange(400, 800, 10))
+    now[:] = 0
+    now[:40, :34] = 1  # the early look alone
+    early.moved(now, 800, 0)
+    assert early.stale_before(0.10) == 400
+
+
+def test_later_frames_are_thinned_where_they_lie_densest() -> None:
+    stretches = np.concatenate([np.arange(first, first + 8) for first in range(400, 1200, 100)])
+    bank = grown(stretches, most=10)
+    assert (bank.ids[:40] == np.arange(0, 400, 10)).all()
+    assert len(bank.ids) == 50
+    assert set(bank.ids[40:] // 100) == set(range(4, 12))  # of every stretch at least one
+    numbers = bank.frames[40:, 0, 0, 0] - 40
+    assert (stretches[numbers] == bank.ids[40:]).all()
+    assert bank.frames_of_start[:, 0, 0, 0].tolist() == list(range(40))
+
+
+def test_frames_of_rows_that_are_not_stored_any_more_leave_but_for_those_of_the_start() -> None:
+    bank = grown(np.arange(400, 800, 10))
+    now = np.repeat(np.arange(80, dtype=np.uint16)[:, None], 336, axis=1)
+    bank.moved(now, 800, 500)
+    frames, moving = many(1)
+    bank.grow(frames, np.array([805]), np.full((1, 336), 99, np.uint16), moving,
+              oldest_id=500, most=40)  # fmt: skip
+    assert bank.ids[40:].tolist() == [*range(500, 800, 10), 805]
+    newest = np.append(now[np.r_[:40, 50:80]], np.full((1, 336), 99, np.uint16), axis=0)
+    assert bank.moved(newest, 900, 500)["retention"] == 1  # each frame kept its own tokens
+
+
 def test_a_loaded_bank_goes_on_as_the_saved_one() -> None:
+    bank, loaded = grown(np.arange(400, 800, 10)), DriftBank()
+    loaded.load(bank.arrays())
+    now = np.zeros((80, 336), np.uint16)
+    now[40:, :34] = 1
+    assert bank.moved(now, 800, 0) == loaded.moved(now, 800, 0)
+    assert loaded.stale_before(0.1) == bank.stale_before(0.1) == 800
+    assert (loaded.frames == bank.frames).all()
+    for key, array in bank.arrays().items():
+        assert (loaded.arrays()[key] == array).all()
+
+
+def test_a_loaded_bank_knows_all_states_of_the_tokenizer() -> None:
     bank, loaded = begun(moving=np.ones_like(MOVING)), DriftBank()
     bank.moved(tokens(30), 100, 0)
     loaded.load(bank.arrays())

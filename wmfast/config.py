@@ -253,10 +253,10 @@ class ContinualConfig:
     sample_frames: int = 128
     """Frames that decide about such moves."""
     bank_frames: int = 256
-    """Held-out frames on which the drift of the tokens is measured."""
+    """Held-out frames of the warm-up, and of later play, on which the tokens' drift is measured."""
     drift_bound: float = 0.05
-    """Rows without pixels are dropped once this share of the bank's tokens, or of its moving ones,
-    has changed. The bank is of the warm-up: it does not see looks that come later."""
+    """Rows without pixels are dropped once this share of the tokens, or of the moving ones, of the
+    held-out frames played about when the rows were has changed."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Every `tokenizer_every` env steps:
     train      some updates on newest frames and rehearsal frames, half and half; codes follow what
                is assigned to them, a few that are not worth their place move (``moving_codes``)
     encode     every frame whose pixels are kept is encoded again and its row rewritten
-    measure    token-id retention on a held-out bank (``drift``)
+    measure    token-id retention on a held-out bank (``drift``), which then takes frames of now
     forget     rows without pixels, once the drift since they were encoded passes a bound
     file       rehearsal frames, then the frames played since the last training, under the rarest
                code in them AS THE CODES ARE NOW; rarity is the codes' use in both stores
@@ -26,6 +26,7 @@ from torch import Tensor
 from wmfast import TokenReplay
 from wmfast.config import Config
 from wmfast.drift import DriftBank, moving_cells
+from wmfast.errors import UserError
 from wmfast.frame_window import FrameWindow, restore
 from wmfast.models.moving_codes import MovingCodes
 from wmfast.models.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ from wmfast.types import TOKENS_PER_FRAME
 FRAMES_FILE = "frames.safetensors"
 _GRAD_CLIP = 1.0
 _CHUNK = 256  # frames encoded at once
+_STRETCH, _EVERY_STRETCH = 8, 8  # steps held out of the last env's play, one stretch in so many
 
 
 class ContinualTokenizer:
@@ -74,17 +76,18 @@ class ContinualTokenizer:
         self._rehearsal_use = np.zeros(tokenizer.vocab_size)
 
     def begin(self, frames_held_out: NDArray[np.uint8]) -> None:
-        """After the warm-up, whose rows are all there is: fix the bank, file the first frames.
+        """After the warm-up, whose rows are all there is: begin the bank, file the first frames.
 
         Args:
             frames_held_out: uint8 (N, 84, 64, 3), those that the tokenizer was not fitted to.
         """
         self._warmup_end = self.window.next_id
-        spread = np.linspace(0, len(frames_held_out) - 1, self._config.bank_frames).astype(int)
-        frames = frames_held_out[np.unique(spread)]
-        frames_nhwc = torch.from_numpy(frames).to(self._device)
-        moving_nk = moving_cells(frames_nhwc, self._tokenizer.median)
-        self.bank.begin(frames, self._encode(frames), moving_nk)
+        held_out = np.flatnonzero(self.is_held_out(np.arange(self._warmup_end)))
+        count = len(frames_held_out)
+        ids = held_out[np.linspace(0, len(held_out) - 1, count).astype(int)]
+        chosen = np.unique(np.linspace(0, count - 1, self._config.bank_frames).astype(int))
+        frames = frames_held_out[chosen]
+        self.bank.begin(frames, ids[chosen], self._encode(frames), self._moving(frames))
         self._file(self._encode_window())
         use_v = torch.from_numpy(self._window_use).to(self._device)
         self.codes.begin(use_v, self._batch_size * TOKENS_PER_FRAME)
@@ -112,23 +115,28 @@ class ContinualTokenizer:
         oldest = int(stats["added"] - stats["stored"])
         drift = self.bank.moved(self._encode(self.bank.frames), self.window.oldest_id, oldest)
         forgotten = self._replay.forget(self.bank.stale_before(config.drift_bound))
+        self._grow_bank(tokens_bk, oldest)
         self._file(tokens_bk)
         self._trainings += 1
         metrics |= {f"drift/{name}": value for name, value in drift.items()}
         return metrics | {
             "drift/forgotten": float(forgotten),
+            "drift/bank_frames": float(len(self.bank.frames)),
             "train/reseeded": float(reseeded),
             "train/codes_in_use": float(np.count_nonzero(self._window_use + self._rehearsal_use)),
             "train/rehearsal_frames": float(len(self.rehearsal)),
         }
 
     def is_held_out(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the rows' frames may not be trained on; as ``warmup.split_frames`` splits."""
+        """Whether the rows' frames may not be trained on: as ``warmup.split_frames`` splits the
+        warm-up, and short stretches of the last env's later play."""
+        steps, of_last = ids // self._envs, ids % self._envs == self._envs - 1
         if self._envs > 1:
-            of_part = ids % self._envs == self._envs - 1
+            of_part = of_last
         else:
             of_part = ids >= self._warmup_end - max(1, self._warmup_end // 10)
-        held_out: NDArray[np.bool_] = of_part & (ids < self._warmup_end)
+        stretches = steps // _STRETCH % _EVERY_STRETCH == _EVERY_STRETCH - 1
+        held_out: NDArray[np.bool_] = np.where(ids < self._warmup_end, of_part, of_last & stretches)
         return held_out
 
     def save(self, path: Path) -> None:
@@ -150,11 +158,17 @@ class ContinualTokenizer:
         )
 
     def load(self, path: Path) -> None:
-        """Go on where ``save`` was called."""
+        """Go on where ``save`` was called. UserError: an earlier version was."""
         arrays = safetensors.numpy.load_file(path)
         for name, store in self._stores().items():
             prefix = f"{name}."
-            store.load({k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k})
+            own = {k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k}
+            try:
+                store.load(own)
+            except KeyError as error:
+                raise UserError(
+                    f"{path}: of an earlier version, its {name} has no {error}"
+                ) from error
         self._trainings, self._filed_to, self._warmup_end = arrays["places"].tolist()
         self._window_use, self._rehearsal_use = arrays["window_use"], arrays["rehearsal_use"]
 
@@ -169,11 +183,10 @@ class ContinualTokenizer:
         return torch.from_numpy(frames).to(self._device)
 
     def _draw_ids(self, count: int, rng: np.random.Generator) -> list[int]:
-        ids = np.zeros(0, np.int64)
-        while len(ids) < count:
-            more = rng.integers(self.window.oldest_id, self.window.next_id, size=2 * count)
-            ids = np.concatenate([ids, more[~self.is_held_out(more)]])
-        drawn: list[int] = ids[:count].tolist()
+        ids = np.arange(self.window.oldest_id, self.window.next_id)
+        may_be = ids[~self.is_held_out(ids)]
+        # A window of a few frames, of one env, can be held out as a whole.
+        drawn: list[int] = rng.choice(may_be if len(may_be) else ids, size=count).tolist()
         return drawn
 
     def _shares(self) -> Tensor:
@@ -214,6 +227,23 @@ class ContinualTokenizer:
             self._window_use += self._use_in(tokens_bk)
             unfiled.append(tokens_bk[ids >= self._filed_to])
         return np.concatenate(unfiled)
+
+    def _moving(self, frames: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        return moving_cells(torch.from_numpy(frames).to(self._device), self._tokenizer.median)
+
+    def _grow_bank(self, tokens_nk: NDArray[np.uint16], oldest_id: int) -> None:
+        """Offer the bank what is held out of the window's frames not filed yet."""
+        ids = np.arange(self._filed_to, self.window.next_id)
+        held_out = self.is_held_out(ids)
+        frames = self.window.frames(ids[held_out].tolist())
+        self.bank.grow(
+            frames,
+            ids[held_out],
+            tokens_nk[held_out],
+            self._moving(frames),
+            oldest_id=oldest_id,
+            most=self._config.bank_frames,
+        )
 
     def _file(self, tokens_nk: NDArray[np.uint16]) -> None:
         """File the rehearsal anew, then the window's frames not filed yet, of these tokens."""
