@@ -125,6 +125,10 @@ def test_dream_and_eval_refuse_what_they_cannot_do(capsys: pytest.CaptureFixture
     run = ["--run-dir", "absent"]
     assert "--seed -3" in refused(capsys, "dream", *run, "--seed", -3, train=False)
     assert "--steps 1000000" in refused(capsys, "dream", *run, "--steps", 1000000, train=False)
+    assert "--temperature nan" in refused(
+        capsys, "dream", *run, "--temperature", "nan", train=False
+    )
+    assert "--top-k -1" in refused(capsys, "dream", *run, "--top-k", -1, train=False)
     assert "must end in .gif" in refused(capsys, "dream", *run, "--out", "d.png", train=False)
     assert "--seed -1" in refused(capsys, "eval", *run, "--seed", -1, train=False)
 

@@ -259,6 +259,16 @@ def test_runs_that_cannot_be_dreamed(
         DreamVectorEnv.from_run(folder)
 
 
+def test_top_k_keeps_a_hot_dream_to_the_likeliest_tokens() -> None:
+    def dreamed(**options: Any) -> list[int]:
+        dreams = scripted(1, **options)
+        dreams.reset(seed=0)
+        return dreams.step(np.zeros(1, np.int64))[0][0, -1].tolist()
+
+    assert dreamed(temperature=50.0, top_k=1) == dreamed() == [1] * 336
+    assert len(set(dreamed(temperature=50.0))) > 8  # nearly even over 32 tokens
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -266,6 +276,7 @@ def test_runs_that_cannot_be_dreamed(
         ({"horizon": 0}, "horizon = 0: must be at least 1"),
         ({"num_envs": 0}, "num_envs = 0: must be at least 1"),
         ({"temperature": -1.0}, r"temperature = -1\.0"),
+        ({"top_k": 0}, "top_k = 0: must be at least 1, or None"),
         ({"rewards": "clipped"}, "rewards = 'clipped': must be 'sampled' or 'expected'"),
         ({"done_threshold": 1.5}, r"done_threshold = 1\.5: must be 0 to 1"),
         ({"autoreset_mode": "later"}, "autoreset_mode = 'later': must be 'next_step' or"),

@@ -103,6 +103,17 @@ def test_every_imagined_step_is_a_transition_with_the_agents_return(n_step):
     assert found == 18
 
 
+def test_tokens_are_sampled_as_configured():
+    def dreamed(**options):
+        dreams = pool(config=replace(CONFIG, **options))
+        dreams.refresh(Counter(), policy, seeds(), **RETURNS)
+        return dreams.next_state[: len(dreams), -1]
+
+    likeliest = dreamed()
+    assert torch.equal(dreamed(temperature=50.0, top_k=1), likeliest)
+    assert not torch.equal(dreamed(temperature=50.0), likeliest)
+
+
 def test_seeds_that_the_model_does_not_understand_are_dropped():
     dreams, model = pool(), Counter()
     metrics = dreams.refresh(model, policy, seeds(surprising=(1, 4)), **RETURNS)

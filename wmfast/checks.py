@@ -27,6 +27,7 @@ _AT_LEAST = {
     "agent.n_step_start": 0,
     "agent.reset_every": 0,
     "agent.shift": 0,
+    "dyna.top_k": 0,
 }  # every other whole number: 1
 _AT_MOST = {
     "seed": 2**63 - 1,

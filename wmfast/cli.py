@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import tyro
 
-from wmfast.config import Config
+from wmfast.config import DREAM_TEMPERATURE, Config
 from wmfast.errors import UserError
 
 T = TypeVar("T")
@@ -65,10 +65,14 @@ class DreamOptions:
     """Dreamed steps; the model gets the real actions."""
     start: int = 150
     """Step of the game at which the dream begins."""
-    refresh: int = 5
+    refresh: int = 0
     """Dreamed steps after which the model gets real frames again; 0: never."""
+    temperature: float = DREAM_TEMPERATURE
+    """Of the dreamed tokens; 0: the likeliest."""
+    top_k: int = 0
+    """Sample among the so many likeliest tokens of a cell; 0: among all."""
     seed: int = 0
-    """Seed of the game."""
+    """Seed of the game and of the dream."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ def _dream(arguments: list[str]) -> None:
         steps=options.steps,
         start=options.start,
         refresh=options.refresh,
+        temperature=options.temperature,
+        top_k=options.top_k,
         seed=options.seed,
     )
     print(path)

@@ -12,6 +12,13 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Preset = Literal["auto", "cpu", "v3", "v2", "atari100k", "smoke"]
+DREAM_TEMPERATURE = 0.5
+"""Of dreams that are looked at or played in.
+
+Token importance makes change likelier than it is: sampled at 1, an MsPacman dream is noise after 15
+steps; the likeliest tokens lose the sprites. 50 steps from 32 real starts, `cpu` preset: 12 cells
+change a step at 0.5, 14 in the game, 9 at 0, 174 at 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -222,6 +229,8 @@ class DynaConfig:
     """Imagined steps of a dream."""
     temperature: float = 0.0
     """Of the imagined tokens; 0: the likeliest."""
+    top_k: int = 0
+    """Sample among the so many likeliest tokens of a cell; 0: among all."""
     trust_scale: float = 1.0
     """Trust is exp(-scale * the world model's loss on a seed, nats a token)."""
     trust_threshold: float = 0.3

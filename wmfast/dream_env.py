@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from wmfast.config import Device
+from wmfast.config import DREAM_TEMPERATURE, Device
 from wmfast.dream_games import DreamGames, DreamParts, Rewards, dream_parts
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer
@@ -53,8 +53,9 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         observations: ``rgb``: decoded frames uint8 (84, 64, 3), as the emulator gives them;
             ``tokens``: histories uint16 (4, 336), as wmfast's agents see them.
         horizon: steps after which a dream is truncated.
-        temperature: of the tokens: 1 samples from the model's own distribution, 0 takes the
-            likeliest one (a model trained one step ahead then freezes after some steps).
+        temperature: of the tokens: 1 samples from the model's own distribution (which token
+            importance makes restless), 0 takes the likeliest one (moving things vanish then).
+        top_k: sample among the so many likeliest tokens of a cell; None: among all.
         rewards: ``sampled``: the sign drawn from the reward head, times its magnitude: as rare
             and as large as in the game; ``expected``: its mean, with less noise, seldom zero;
             ``likeliest``: the likeliest sign, which is zero as long as rewards are rare.
@@ -78,7 +79,8 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         num_actions: int,
         observations: Observations = "rgb",
         horizon: int = 20,
-        temperature: float = 1.0,
+        temperature: float = DREAM_TEMPERATURE,
+        top_k: int | None = None,
         rewards: Rewards = "sampled",
         done_threshold: float | None = None,
         autoreset_mode: Autoreset | AutoresetMode = "next_step",
@@ -95,10 +97,14 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
                 raise ValueError(f"{name} = {value}: must be at least 1")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature = {temperature}: must be 0 (likeliest) or above")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k = {top_k}: must be at least 1, or None")
         if done_threshold is not None and not 0 <= done_threshold <= 1:
             raise ValueError(f"done_threshold = {done_threshold}: must be 0 to 1, or None")
         parts = DreamParts(world_model, tokenizer, starts, num_actions)
-        self._games = DreamGames(parts, num_envs, temperature=temperature, rewards=rewards)
+        self._games = DreamGames(
+            parts, num_envs, temperature=temperature, top_k=top_k, rewards=rewards
+        )
         self._observations = observations
         self._horizon = horizon
         self._done_threshold = done_threshold

@@ -51,16 +51,23 @@ class DreamGames:
         parts: the models, and where games begin.
         num_games: E.
         temperature: of the tokens; 0 takes the likeliest.
+        top_k: sample among the so many likeliest tokens of a cell; None: among all.
         rewards: how the reward head is read, see `DreamVectorEnv`.
     """
 
     def __init__(
-        self, parts: DreamParts, num_games: int, *, temperature: float, rewards: Rewards
+        self,
+        parts: DreamParts,
+        num_games: int,
+        *,
+        temperature: float,
+        top_k: int | None,
+        rewards: Rewards,
     ) -> None:
         self._parts = parts
         self._starts = _checked_starts(parts.starts, parts.tokenizer.vocab_size)
         self._num_games = num_games
-        self._temperature, self._rewards = temperature, rewards
+        self._temperature, self._top_k, self._rewards = temperature, top_k, rewards
         self._device = parts.tokenizer.codes.device
         self._rng = np.random.default_rng()
         self._noise = torch.Generator(self._device)  # of the tokens
@@ -98,6 +105,7 @@ class DreamGames:
             self.history_etk,
             torch.from_numpy(action_e).to(self._device),
             temperature=self._temperature,
+            top_k=self._top_k,
             generator=self._noise,
         )
         world_model.train(was_training)

@@ -103,7 +103,11 @@ class DreamedTransitions(nn.Module):
         for _ in range(config.horizon):
             action_b = policy(histories[-1])
             prediction, after_btk = imagined_step(
-                world_model, histories[-1], action_b, temperature=config.temperature
+                world_model,
+                histories[-1],
+                action_b,
+                temperature=config.temperature,
+                top_k=config.top_k or None,
             )
             reward_b, done_b = _events(prediction)
             histories.append(after_btk)

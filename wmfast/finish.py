@@ -10,6 +10,7 @@ import torch
 
 from wmfast.build import Parts
 from wmfast.closing import Summary
+from wmfast.config import DREAM_TEMPERATURE
 from wmfast.disk import one_line_errors, write_atomic
 from wmfast.evaluate import Evaluation, play
 from wmfast.games import RANDOM_HUMAN
@@ -30,7 +31,7 @@ _HELD_OUT_STEPS = 800  # of each evaluation game, for the world model's held-out
 _HELD_OUT_BATCHES, _HELD_OUT_BATCH = 24, 128
 _BANK_EXPLORES = 0.05  # greedy games of one policy are one to three distinct paths
 _SHOWN_FRAMES = 8
-DREAM_START, DREAM_STEPS, DREAM_REFRESH = 150, 50, 5
+DREAM_START, DREAM_STEPS = 150, 50
 
 
 def evaluate(
@@ -175,10 +176,13 @@ def _draw(parts: Parts, run: RunDir, film: Frames, recording: Recording) -> dict
         film,
         start=DREAM_START,
         steps=DREAM_STEPS,
-        refresh=DREAM_REFRESH,
+        refresh=0,
+        temperature=DREAM_TEMPERATURE,
+        top_k=None,
+        seed=parts.config.seed,
         device=parts.device,
     )
-    save_dream_gif(pictures["dream"], real, dreamed, refresh=DREAM_REFRESH)
+    save_dream_gif(pictures["dream"], real, dreamed)
     save_curves(pictures["curves"], read_metrics(run.path / METRICS_FILE))
     return pictures
 

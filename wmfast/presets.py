@@ -27,6 +27,9 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     every=48,  # what the second core has time for beside the agent's updates
     rollout_steps=5,
     rollout_start=0.5,  # from the start on, rollouts only cost: they learn from a blind model
+    motion_weight=2.0,
+    eventness_weight=2.0,
+    persistence_weight=1.0,
 )
 
 PRESETS: dict[str, Config] = {

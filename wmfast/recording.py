@@ -77,6 +77,9 @@ class Recording:
         start: int,
         steps: int,
         refresh: int,
+        temperature: float,
+        top_k: int | None,
+        seed: int,
         device: torch.device,
     ) -> tuple[Frames, Frames]:
         """Game 0 from step `start`, and the model's dream of it under the same actions.
@@ -86,6 +89,7 @@ class Recording:
 
         Args:
             refresh: steps of one dream; 0 dreams on to the end.
+            temperature, top_k, seed: of the dream's tokens, as for `imagine`.
             film: game 0's frames (T, 84, 64, 3), film[i] being the one that action i was chosen on.
 
         Returns:
@@ -96,11 +100,20 @@ class Recording:
         start = max(0, min(start, last - steps))
         steps = min(steps, last - start)
         dreamed = [self._history(start, device)[:, -1]]
+        luck = torch.Generator(device).manual_seed(seed)
         end, stride = start + steps, refresh or max(1, steps)
         for begin in range(start, end, stride):
             actions = np.array(self._actions[begin : min(begin + stride, end)])
             history_1tk, actions_1s = self._history(begin, device), _int64(actions, device)
-            dream = imagine(world_model, history_1tk, actions_1s, len(actions))
+            dream = imagine(
+                world_model,
+                history_1tk,
+                actions_1s,
+                len(actions),
+                temperature=temperature,
+                top_k=top_k,
+                generator=luck,
+            )
             dreamed.append(dream.tokens_bsk[0])
         with torch.no_grad():
             frames = tokenizer.decode(torch.cat(dreamed)).cpu().numpy()

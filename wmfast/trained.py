@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,20 @@ def evaluate_world_model(run_dir: Path, *, tier: Tier, gold: Path | None) -> dic
 
 
 def dream_of_run(
-    run_dir: Path, *, out: Path | None, steps: int, start: int, refresh: int, seed: int
+    run_dir: Path,
+    *,
+    out: Path | None,
+    steps: int,
+    start: int,
+    refresh: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
 ) -> Path:
-    """A GIF of a real game beside the dream of it; returns its path."""
-    if refresh < 0:
-        raise UserError(f"--refresh {refresh}: must be at least 0")
+    """A GIF of a real game beside the dream of it (`DreamOptions` in cli.py); returns its path."""
+    for name, value in (("refresh", refresh), ("temperature", temperature), ("top-k", top_k)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"--{name} {value}: must be at least 0")
     if not 1 <= steps <= _MOST_STEPS or not 0 <= start <= _MOST_STEPS:
         raise UserError(
             f"--steps {steps} --start {start}: allowed are 1 to {_MOST_STEPS} steps, "
@@ -132,6 +142,9 @@ def dream_of_run(
         start=start,
         steps=steps,
         refresh=refresh,
+        temperature=temperature,
+        top_k=top_k or None,
+        seed=seed,
         device=torch.device("cpu"),
     )
     path = out or run_dir / "media" / "dream.gif"
