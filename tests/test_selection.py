@@ -22,8 +22,17 @@ class Bank:
         return []
 
 
-@pytest.mark.parametrize(("marks", "kept"), [([0.1, 0.5, 0.3], 400), ([0.4, 0.2, 0.4], 1000)])
-def test_the_best_is_kept_and_of_equals_the_newest(tmp_path: Path, monkeypatch, marks, kept):
+@pytest.mark.parametrize(
+    ("marks", "moves", "kept"),
+    [
+        ([0.1, 0.5, 0.3], [], 400),
+        ([0.4, 0.2, 0.4], [], 1000),
+        ([0.5, 0.3, 0.1], [400], 400),
+        ([0.5, 0.3, 0.1], [400, 1000], 1000),
+    ],
+    ids=["best", "newest of equals", "best since the codes moved", "last since the codes moved"],
+)
+def test_which_model_is_kept(tmp_path: Path, monkeypatch, marks, moves, kept):
     config = PRESETS["smoke"]
     model = build_world_model(config.world_model, vocab_size=64, num_actions=4)
     (tmp_path / "models").mkdir()
@@ -38,6 +47,8 @@ def test_the_best_is_kept_and_of_equals_the_newest(tmp_path: Path, monkeypatch, 
     )
     for step, mark in zip(STEPS, marks, strict=True):
         parts.counters.env_step = step
+        if step in moves:  # in mode full the tokenizer goes on learning
+            parts.tokenizer.codes = parts.tokenizer.codes + 1.0
         torch.nn.init.constant_(model.norm.bias, mark)
         selection.put_aside(parts, run)
     torch.nn.init.constant_(model.norm.bias, -1.0)  # what the run holds now plays no part
@@ -50,7 +61,13 @@ def test_the_best_is_kept_and_of_equals_the_newest(tmp_path: Path, monkeypatch, 
     result = selection.keep_best(parts, run, Bank())
     expected = marks[STEPS.index(kept)]
     assert result["env_step"] == kept
-    assert list(result["candidates"].values()) == pytest.approx(marks)
+    stale = STEPS.index(moves[-1]) if moves else 0
+    assert result["not_comparable"] == STEPS[:stale]
+    judged = {str(step): mark for step, mark in zip(STEPS, marks, strict=True)}
+    assert result["candidates"] == pytest.approx(dict(list(judged.items())[stale:]))
+    words = ["the best of 3", "the best of the last 2: the", "the last, not the best: the"][stale]
+    assert result["choice"].startswith(words)
+    assert ("have moved since the" in result["choice"]) == bool(moves)
     assert result["of"].norm.bias[0].item() == pytest.approx(expected)
     path = tmp_path / "models" / "world_model.safetensors"
     assert read_model(path, "world_model")[1]["norm.bias"][0].item() == pytest.approx(expected)

@@ -44,6 +44,7 @@ def evaluate(
 ) -> tuple[Evaluation, Recording]:
     """Greedy games, all at once, and the world model's quality on what they showed.
 
+    In mode ``full`` also the tokenizer's, as it is now, on the warm-up's frames that it never saw.
     The world model is put aside: the run's end keeps the best. Within a run a game is cut off after
     `max_steps`; None plays it to its end.
     """
@@ -63,6 +64,11 @@ def evaluate(
     put_aside(parts, run)
     counters.evaluations.append({"env_step": counters.env_step, **evaluation.as_json()})
     values = {f"world_model/heldout/{key}": value for key, value in quality.items()}
+    if parts.continual is not None:
+        with parts.clock("evaluation"):
+            held_out = torch.from_numpy(parts.continual.bank.frames_of_start)
+            counters.tokenizer_quality = tokenizer_quality(parts.tokenizer, held_out)
+        values |= {f"tokenizer/heldout/{key}": v for key, v in counters.tokenizer_quality.items()}
     reporter.update(log.log(*parts.position(), {**values, **_score("greedy", evaluation)}))
     return evaluation, recording
 

@@ -2,7 +2,7 @@
 
 A world model is put aside at every evaluation. When the run ends, its agent plays the games of the
 frozen bank, and all candidates are judged on the same steps, none of which they trained on. In mode
-``full`` one that knows other codes than the tokenizer has now is left out.
+``full`` one that knows other codes than the tokenizer has now is left out, and the result says so.
 """
 
 from __future__ import annotations
@@ -52,17 +52,19 @@ def keep_best(parts: Parts, run: RunDir, bank: GoldBank) -> dict[str, Any]:
     Returns:
         The canary evaluation of the best, with ``env_step`` and ``candidates``: by env step, the
         accuracy on changed tokens after `CRITERION_HORIZON` steps. Of equals the newest is kept.
+        ``not_comparable``: env steps of those that know other codes. ``choice``: both, in words.
     """
     model = copy.deepcopy(parts.world_model)
     figures: dict[int, float] = {}
     best: dict[str, Tensor] = {}
     codes = codes_checksum(parts.tokenizer.codes)
-    paths = [  # those that know today's tokens: in mode full the codes move
-        path
-        for path in run.models.glob(_CANDIDATE.format("*"))
-        if read_meta(path)["codes"] == codes
-    ]
-    for path in sorted(paths, key=lambda path: int(read_meta(path)["env_step"])):
+    notes = {path: read_meta(path) for path in run.models.glob(_CANDIDATE.format("*"))}
+    stale = []  # those that don't know today's tokens: in mode full the codes move
+    for path in sorted(notes, key=lambda path: int(notes[path]["env_step"])):
+        step = int(notes[path]["env_step"])
+        if notes[path]["codes"] != codes:
+            stale.append(step)
+            continue
         weights = read_model(path, "world_model")[1]
         model.load_state_dict(weights)
         segments = bank.segments("canary", horizon=CRITERION_HORIZON)
@@ -71,10 +73,23 @@ def keep_best(parts: Parts, run: RunDir, bank: GoldBank) -> dict[str, Any]:
         accuracy = changed_accuracy(quality, CRITERION_HORIZON)
         if accuracy >= max(figures.values(), default=0.0):
             best = weights
-        figures[int(read_meta(path)["env_step"])] = accuracy
+        figures[step] = accuracy
     kept = max(figures, key=lambda step: (figures[step], step))
     model.load_state_dict(best)
     save_world_model(parts, "world_model.safetensors", model, run, {"env_step": kept})
     meanings = parts.envs.action_meanings
     result = gold_evaluation(model, parts.tokenizer, bank, "canary", meanings)
-    return {**result, "env_step": kept, "candidates": {str(k): v for k, v in figures.items()}}
+    return {
+        **result,
+        "env_step": kept,
+        "candidates": {str(k): v for k, v in figures.items()},
+        "not_comparable": stale,
+        "choice": _in_words(len(figures), len(stale)),
+    }
+
+
+def _in_words(compared: int, stale: int) -> str:
+    if not stale:
+        return f"the best of {compared}"
+    best = "the last, not the best" if compared == 1 else f"the best of the last {compared}"
+    return f"{best}: the tokenizer's codes have moved since the {stale} before"
