@@ -33,7 +33,7 @@ from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
 from wmfast.rundir import RunDir, create_run
-from wmfast.train import collect, dream, train_agent, train_tokenizer, train_world_model
+from wmfast.train import collect, dream, loop, train_agent, train_tokenizer, train_world_model
 from wmfast.warmup import prepare
 
 _SMOKE = PRESETS["smoke"]
@@ -366,6 +366,38 @@ def test_a_whole_run_in_mode_full(tmp_path: Path) -> None:
     assert open_bank(folder / "gold_indices.json").tokenizer == codes
     result = json.loads((folder / "result.json").read_text())
     assert result["world_model_gold"]["env_step"] == 420
+    assert result["world_model_gold"]["not_comparable"] == []
+    # The tokenizer's figures are of the one that the run ends with, on frames that it never saw.
+    tokenizer = build_tokenizer(SMOKE.tokenizer)
+    tokenizer.load_state_dict(weights)
+    kept = safetensors.numpy.load_file(folder / "checkpoints" / "420" / "frames.safetensors")
+    held_out = kept["bank.frames"][: len(kept["bank.first"])]
+    quality = tokenizer_quality(tokenizer, torch.from_numpy(held_out))
+    assert quality.items() <= result["tokenizer_held_out"].items()
+    at = {row["env_step"]: row for row in rows if "tokenizer/heldout/psnr" in row}
+    assert sorted(at) == [200, 420]
+    assert at[420]["tokenizer/heldout/psnr"] == quality["psnr"] != at[200]["tokenizer/heldout/psnr"]
+
+
+def test_a_training_left_out_at_the_end_is_made_up_for_when_the_run_goes_on(run: RunDir) -> None:
+    def trainings(steps: int) -> int:
+        quiet = replace(SMOKE.loop, eval_every=10_000)
+        config = replace(SMOKE, steps=steps, loop=quiet)
+        parts = restore(run, config) or build(config)
+        assert parts.continual is not None
+        with parts.envs, MetricsLog(run.path, resume_at=-1) as log, Reporter.create(1) as reporter:
+            if not parts.counters.env_step:
+                prepare(parts, log, reporter, lambda: False)
+            before = parts.continual._trainings
+            loop(parts, run, log, reporter, lambda: False)
+        assert parts.counters.env_step == steps
+        assert len(parts.dreams) > 0 or steps == 300
+        return parts.continual._trainings - before
+
+    assert trainings(300) == 0  # nothing could follow it
+    assert trainings(300) == 0
+    assert trainings(340) == 1  # that of 300
+    assert trainings(380) == 0
 
 
 def test_a_window_shorter_than_what_is_played_between_trainings_is_refused() -> None:

@@ -127,6 +127,11 @@ class ContinualTokenizer:
             "train/rehearsal_frames": float(len(self.rehearsal)),
         }
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether frames came since the last training."""
+        return self._filed_to < self.window.next_id
+
     def is_held_out(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether the rows' frames may not be trained on: as ``warmup.split_frames`` splits the
         warm-up, and short stretches of the last env's later play."""

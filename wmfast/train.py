@@ -59,6 +59,7 @@ def loop(parts: Parts, run: RunDir, log: MetricsLog, reporter: Reporter, stopped
     save(parts, run)
     if every.mode == "staged":
         train_world_model_first(parts, run, log, reporter, stopped)
+    catch_up(parts)
     reporter.phase("training", total=config.steps, completed=counters.env_step, unit="env steps")
     parts.last_row = counters.env_step, parts.wall_s()
     while counters.env_step < config.steps and not stopped():
@@ -185,6 +186,17 @@ def train_tokenizer(parts: Parts, continual: ContinualTokenizer) -> None:
         parts.dreams.forget()
         scalars = {name: torch.tensor(value) for name, value in metrics.items()}
         parts.averager.add("tokenizer", scalars)
+
+
+def catch_up(parts: Parts) -> None:
+    """A finished run of mode ``full`` goes on: the training that was left out at its old end."""
+    continual, config = parts.continual, parts.config
+    if continual is None or not continual.is_behind:
+        return
+    if due(parts, config.continual.tokenizer_every):
+        train_tokenizer(parts, continual)
+        if config.dyna.share and due(parts, config.dyna.every):
+            dream(parts)  # those of the old end are of tokens that have moved
 
 
 def learning_rate(update: int, planned: int, config: WorldModelConfig) -> float:
