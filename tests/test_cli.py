@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from wmfast.cli import main, main_train
+from wmfast.launch import disk_bytes
+from wmfast.presets import PRESETS
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object, train: bool = True) -> str:
@@ -52,6 +55,17 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--agent.kind", "transformer", "--agent.heads", "3"], ["--agent", "heads = 3"]),
         (["--agent.reset-every", "-1"], ["--agent.reset-every -1", "at least 0"]),
         (["--agent.token-dropout", "1.5"], ["--agent.token-dropout 1.5", "0..1"]),
+        (
+            [
+                "--loop.mode",
+                "full",
+                "--steps",
+                "100000000000",
+                "--continual.window-frames",
+                "100000000000",
+            ],
+            ["--continual.window-frames 100000000000", "GB of memory, this machine has"],
+        ),
         (["--agent.bins", "1"], ["--agent.bins 1", "at least 2"]),
         (
             ["--agent.value-head", "c51", "--agent.value-range", "2", "--agent.n-step-start", "5"],
@@ -104,6 +118,18 @@ def test_files_that_are_no_models(capsys: pytest.CaptureFixture[str], tmp_path: 
     garbage.write_bytes(b"\x93not a model" * 10)
     assert "garbage.safetensors" in refused(capsys, "--vqvae", garbage)
     assert "garbage.safetensors" in refused(capsys, "--wm", garbage)
+
+
+def test_the_frames_of_mode_full_need_space_on_the_disk_too() -> None:
+    config = PRESETS["smoke"]
+    full = replace(config, steps=10_000, loop=replace(config.loop, mode="full"))
+    frozen = replace(full, loop=replace(config.loop, mode="frozen"))
+    files = config.loop.keep_checkpoints + 1
+    rehearsal = 4 * config.tokenizer.codebook_size
+    for window, held in ((240, 240), (9_000, 9_000), (10**12, 10_000)):
+        wide = replace(full, continual=replace(full.continual, window_frames=window))
+        more = (disk_bytes(wide) - disk_bytes(frozen)) / (files * (held + rehearsal))
+        assert 1_900 < more < 4_000  # bytes of a frame of MsPacman, and not much above
 
 
 def test_folders_that_cannot_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ def test_frames_take_a_tenth_of_their_bytes() -> None:
     assert filled(3).nbytes < 9 * 84 * 64 * 3 / 10
 
 
+def test_memory_is_of_the_frames_that_are_here() -> None:
+    window = filled(2, capacity=10**12)
+    assert (window.oldest_id, window.next_id) == (6, 12)
+    assert (window.frames(range(6, 12)) == np.concatenate([frames(6), frames(9)])).all()
+
+
 def test_a_loaded_window_goes_on_as_the_saved_one() -> None:
     window, loaded, narrow = filled(7), FrameWindow(10), FrameWindow(4)
     loaded.load(window.arrays())

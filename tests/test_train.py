@@ -22,9 +22,11 @@ from safetensors.torch import load_file
 
 from wmfast.build import Parts, build
 from wmfast.checkpoint import load_checkpoint
+from wmfast.cli import parse
 from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
 from wmfast.errors import UserError
+from wmfast.launch import resolve
 from wmfast.metrics import MetricsLog, read_metrics
 from wmfast.model_file import read_meta, read_model, save_model
 from wmfast.models.tokenizer import build_tokenizer
@@ -169,6 +171,34 @@ def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Pat
     assert swapped.returncode == 2
     assert swapped.stderr.count("\n") == 1
     assert "holds an agent: a wmfast tokenizer file" in swapped.stderr
+
+
+def test_a_run_goes_on_without_the_model_files_that_it_began_with(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    models, folder = tmp_path / "models", tmp_path / "run"
+    shutil.copytree(finished[0] / "models", models)
+    files = {"vqvae": models / "tokenizer.safetensors", "wm": models / "world_model.safetensors"}
+    config = replace(SMOKE, run_dir=folder, **files)
+    arguments = ["--game", "breakout", "--run-dir", str(folder), "--resume"]
+
+    def going_on() -> Config:
+        return resolve(arguments, lambda default: parse(Config, arguments, "wmfast", default))
+
+    with create_run(config, device="cpu", protocol={}, need_bytes=0) as opened:
+        parts = prepared(opened, config)
+        parts.envs.close()
+        shutil.rmtree(models)
+        with pytest.raises(UserError, match=r"models/tokenizer\.safetensors"):
+            going_on()  # as if killed in the warm-up
+        save(parts, opened)
+        resumed = restore(opened, going_on())
+    assert resumed is not None
+    resumed.envs.close()
+    assert resumed.config.vqvae == files["vqvae"]
+    assert resumed.tokenizer.codes.equal(parts.tokenizer.codes)
+    before, after = parts.world_model.state_dict(), resumed.world_model.state_dict()
+    assert all(value.equal(after[name]) for name, value in before.items())
 
 
 def weights(parts: Parts) -> dict[str, torch.Tensor]:

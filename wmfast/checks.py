@@ -96,8 +96,11 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check(config: Config) -> None:
+def check(config: Config, *, model_files: bool = True) -> None:
     """Refuse numbers outside their range, sizes that fit nothing, and model files that don't fit.
+
+    Args:
+        model_files: read them; a run that goes on from a checkpoint has their weights in it.
 
     Raises:
         UserError: names the flag, the value and what is allowed.
@@ -158,7 +161,7 @@ def check(config: Config) -> None:
             "must be imagined and one real"
         )
     _check_value_range(config.agent)
-    _check_networks(config)
+    _check_networks(config, model_files=model_files)
 
 
 def _check_value_range(agent: AgentConfig) -> None:
@@ -195,7 +198,7 @@ def _check_number(name: str, value: object) -> None:
             raise UserError(f"{flag(name)} {value}: must be at most {most}")
 
 
-def _check_networks(config: Config) -> None:
+def _check_networks(config: Config, *, model_files: bool) -> None:
     """Build each network once: what it refuses, and what a model file does not fit, shows here."""
     with AtariEnvs(config.game, config.env, num_envs=1, seed=0) as envs:
         num_actions = envs.num_actions
@@ -211,4 +214,5 @@ def _check_networks(config: Config) -> None:
         DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=num_actions)
     except (ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"{flag(part)}: {error}") from error
-    load_model_files(config, tokenizer, world_model)
+    if model_files:
+        load_model_files(config, tokenizer, world_model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from wmfast.checks import check, flag, flat
 from wmfast.closing import closing_table
 from wmfast.config import Config, Device
 from wmfast.errors import UserError
+from wmfast.frame_window import FRAME_BYTES
 from wmfast.games import game_name
 from wmfast.presets import PRESETS
 from wmfast.rundir import create_run, find_run, load_config, resume_run
@@ -54,8 +56,11 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
     if {"-h", "--help"} & set(arguments):
         read(PRESETS[preset])  # its defaults are those that would hold
     game = game_name(first.game)
+    has_weights = False
     if first.resume:
-        saved = load_config(first.run_dir or find_run(game, preset, first.seed))
+        path = first.run_dir or find_run(game, preset, first.seed)
+        saved = load_config(path)
+        has_weights = latest_checkpoint(path) is not None
         if first.preset not in ("auto", saved.preset):
             raise UserError(f"--preset {first.preset}: the run to resume has {saved.preset}")
         config = read(replace(saved, run_dir=first.run_dir, resume=True))
@@ -65,7 +70,7 @@ def resolve(arguments: Sequence[str], read: Callable[[Config], Config]) -> Confi
         config = replace(read(replace(PRESETS[preset], game=game)), game=game, preset=preset)
         config = adopt_model_files(config, PRESETS[preset])
     config = replace(config, device=cast(Device, pick_device(config.device).type))
-    check(config)
+    check(config, model_files=not has_weights)
     return config
 
 
@@ -79,11 +84,10 @@ def launch(config: Config) -> None:
         "reward_clipping": False,
         "episodic_life": False,
     }
-    # Two checkpoints with their replay, and one being written.
-    replay_rows = min(config.steps, config.loop.replay_capacity)
-    need_bytes = 100_000_000 + (config.loop.keep_checkpoints + 1) * replay_rows * _TOKEN_BYTES
+    _require_memory(config)
     open_run = resume_run if config.resume else create_run
-    with open_run(config, device=config.device, protocol=protocol, need_bytes=need_bytes) as run:
+    space = disk_bytes(config)
+    with open_run(config, device=config.device, protocol=protocol, need_bytes=space) as run:
         print(f"run folder: {run.path}", flush=True)
         if config.resume and latest_checkpoint(run.path) is not None:
             print("the emulators cannot be restored: each game begins anew", flush=True)
@@ -97,6 +101,35 @@ def launch(config: Config) -> None:
             closing_table(summary)
         else:
             print(f"stopped; go on with: wmfast-train --resume --run-dir {run.path}")
+
+
+def disk_bytes(config: Config) -> int:
+    """What a run writes at most: two checkpoints (or as many as are kept) with their replay and, in
+    mode full, their frames, and one being written."""
+    replay_rows = min(config.steps, config.loop.replay_capacity)
+    checkpoint = replay_rows * _TOKEN_BYTES + _frame_bytes(config)
+    return 100_000_000 + (config.loop.keep_checkpoints + 1) * checkpoint
+
+
+def _frame_bytes(config: Config) -> int:
+    """Of the frames that mode full keeps as pixels: the window's, and those for each code."""
+    if config.loop.mode != "full":
+        return 0
+    rehearsal = config.continual.frames_per_code * config.tokenizer.codebook_size
+    frames = sum(min(config.steps, most) for most in (config.continual.window_frames, rehearsal))
+    return frames * FRAME_BYTES
+
+
+def _require_memory(config: Config) -> None:
+    """UserError unless the machine could hold the frames of mode full."""
+    need, there = _frame_bytes(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > there:
+        raise UserError(
+            f"--continual.window-frames {config.continual.window_frames} and "
+            f"--continual.frames-per-code {config.continual.frames_per_code}: in a run of "
+            f"{config.steps} steps their frames would take up to {need / 1e9:.0f} GB of memory, "
+            f"this machine has {there / 1e9:.0f}"
+        )
 
 
 def _first_look(arguments: Sequence[str]) -> argparse.Namespace:
