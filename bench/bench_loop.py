@@ -1,5 +1,5 @@
-"""The main loop of the ``cpu`` preset: env steps with an agent update each 8, without and with the
-world model's updates at the preset's rate.
+"""The main loop of the ``cpu`` preset: env steps with the agent's updates, without and with the
+world model's, at the preset's rates.
 
 There is no rival on the same work, so nothing is compared; what is asserted first is that a round
 does what it says: every step lands in the replay, and the updates come at the preset's rates.
@@ -24,7 +24,7 @@ from wmfast.progress import Reporter
 from wmfast.train import collect, due, train_agent, train_world_model
 from wmfast.warmup import prepare
 
-ENV_STEPS = 2048
+ENV_STEPS = 768
 
 
 def config() -> Config:

@@ -24,7 +24,7 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     batch_size=32,
     learning_rate=5e-3,
     decay_share=0.25,
-    every=48,  # what the second core has time for beside the agent's updates
+    every=24,  # what the second core has time for beside the agent's updates
     rollout_steps=5,
     rollout_start=0.5,  # from the start on, rollouts only cost: they learn from a blind model
     motion_weight=2.0,
@@ -36,7 +36,7 @@ PRESETS: dict[str, Config] = {
     # What learns in minutes on two cores.
     "cpu": Config(
         preset="cpu",
-        steps=120_000,
+        steps=100_000,
         tokenizer=_CPU_TOKENIZER,
         world_model=_CPU_WORLD_MODEL,
         agent=AgentConfig(
@@ -46,7 +46,7 @@ PRESETS: dict[str, Config] = {
             tau=0.005,
             learning_rate=3e-4,
             epsilon_share=0.25,
-            every=8,
+            every=2,
         ),
         continual=ContinualConfig(
             window_frames=30_000,
@@ -54,7 +54,7 @@ PRESETS: dict[str, Config] = {
             learning_rate=1e-3,
             frames_per_code=20,
         ),
-        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=60_000),
+        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=50_000),
     ),
     # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
     "v3": Config(
