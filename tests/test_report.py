@@ -16,10 +16,11 @@ from PIL import Image
 from wmfast.cli import main
 from wmfast.errors import UserError
 from wmfast.report import Report, make_report
-from wmfast.report_curves import mean_curve, save_report_curves
+from wmfast.report_curves import mean_curve, save_report_curves, short_name
 from wmfast.report_pages import print_report, report_json, report_markdown
 
 Make = Callable[..., Path]
+SPECIAL = {"agent.every", "agent.gamma", "agent.n_step"}
 
 
 @pytest.fixture
@@ -194,6 +195,35 @@ def test_curves_are_drawn_for_each_game(make: Make, tmp_path: Path) -> None:
         blue = (shown[..., 2] - shown[..., 0] > 60).sum(axis=0)
         assert blue[: shown.shape[1] // 2].sum() > 500  # the curve, in the left panel
         assert blue[shown.shape[1] // 2 :].sum() == 0  # no evaluation in the metrics
+
+
+def test_many_settings_leave_the_curves_their_room(make: Make, tmp_path: Path) -> None:
+    for group in range(7):
+        settings = {f"setting_number_{number}": group * number for number in range(40)}
+        for seed in range(2):
+            make(f"{group}-{seed}", seed=seed, scores=(1000.0 * group,), **settings)
+    report = make_report([tmp_path / "runs"])
+    assert len({len(group.special) for group in report.groups}) == 1
+    path = save_report_curves(tmp_path / "out", report)["ms_pacman"]  # a collapsed one warns
+    with Image.open(path) as picture:
+        shown = np.asarray(picture.convert("RGB")).astype(int)
+    dark = (shown.max(axis=2) < 60).sum(axis=0)
+    edges = np.flatnonzero(dark > 330)  # the panels' left and right sides
+    left, right = edges[edges < 550], edges[edges >= 550]
+    assert np.ptp(left) > 400
+    assert np.ptp(right) > 400
+    assert shown.shape[0] < 1_000
+
+
+def test_a_curve_is_named_by_what_is_rare(make: Make, tmp_path: Path) -> None:
+    for at, settings in enumerate([{}, {"n_step": 5}, {"n_step": 5, "every": 2}, {"every": 2}]):
+        make(f"{at}", **{"every": 4, "gamma": at < 3, **settings})
+    groups = make_report([tmp_path / "runs"]).groups
+    assert all(group.special.keys() == SPECIAL for group in groups)
+    names = [short_name(group, groups) for group in groups]
+    assert len(set(names)) == 4
+    assert names[-1] == "cpu, 1,000 env steps, agent.gamma False, agent.every 2, agent.n_step 3"
+    assert "gamma" not in "".join(names[:-1])  # as most have it
 
 
 def test_the_command_prints_and_writes_everything(

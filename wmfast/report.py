@@ -1,7 +1,8 @@
 """Runs put together: which ones are alike, their scores by game, their aggregates.
 
-Runs are put into one group only if they have the same preset, env steps, protocol and settings; an
-unfinished run is named and left out. Nothing here prints or draws: see `wmfast.report_pages`.
+Runs are put into one group only if they have the same preset, env steps, protocol and settings, as
+far as these have an effect (`wmfast.report_settings`); an unfinished run is named and left out.
+Nothing here prints or draws: see `wmfast.report_pages`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from wmfast.errors import UserError
 from wmfast.games import RANDOM_HUMAN, human_normalised
 from wmfast.metrics import METRICS_FILE, Row, read_metrics
 from wmfast.published import published_agents
+from wmfast.report_settings import differences, in_effect
 from wmfast.rundir import CONFIG_FILE, ENV_FILE
 
 RESULT_FILE = "result.json"
-ABSENT = "absent"
 
 # What may differ within a group: what a run is called and how it is watched, not what it learns.
 _NOT_SETTINGS = {
@@ -47,6 +48,7 @@ class RunResult:
     settings: Mapping[str, Any]  # of config.json, by dotted name
     commit: str | None
     rows: Sequence[Row]  # of metrics.jsonl
+    ignored: frozenset[str] = frozenset()  # settings that may differ within a group
 
     @property
     def mean(self) -> float:
@@ -62,7 +64,8 @@ class RunResult:
     @property
     def likeness(self) -> str:
         """Runs whose likeness is equal belong to one group."""
-        return json.dumps([self.preset, self.env_steps, self.conditions], sort_keys=True)
+        decided = in_effect(self.conditions, self.env_steps, self.ignored)
+        return json.dumps([self.preset, self.env_steps, decided], sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,7 @@ def make_report(
             left_out[str(path)] = run
             continue
         known |= run.settings.keys()
-        kept = {key: value for key, value in run.settings.items() if key not in ignore}
-        run = replace(run, settings=kept)
+        run = replace(run, ignored=frozenset(ignore))
         twin = seen.setdefault((run.likeness, run.game, run.seed), path)
         if twin != path:
             left_out[str(path)] = f"the same game and seed as {twin}"
@@ -168,7 +170,7 @@ def make_report(
     if strange := sorted(set(ignore) - known):
         raise UserError(f"--ignore {' '.join(strange)}: no run has such a setting in {CONFIG_FILE}")
     runs = sorted(alike.values(), key=lambda group: (group[0].preset, group[0].env_steps))
-    return Report(policy, [_group(group, runs) for group in runs], left_out)
+    return Report(policy, [_group(group, _special(group[0], runs)) for group in runs], left_out)
 
 
 def read_run(path: Path, policy: str) -> RunResult | str:
@@ -214,14 +216,16 @@ def read_run(path: Path, policy: str) -> RunResult | str:
         raise UserError(f"{file} is damaged: no valid {error}") from error
 
 
-def _group(runs: list[RunResult], groups: list[list[RunResult]]) -> Group:
+def _special(run: RunResult, groups: list[list[RunResult]]) -> dict[str, Any]:
+    """What tells a run's group from the others of its preset."""
+    others = [group[0] for group in groups if group[0].preset == run.preset]
+    compared = [(other.conditions, other.env_steps) for other in others]
+    different = differences(compared, run.ignored)
+    return different[others.index(run)]
+
+
+def _group(runs: list[RunResult], special: Mapping[str, Any]) -> Group:
     first = runs[0]
-    others = [group[0].conditions for group in groups if group[0].preset == first.preset]
-    special = {
-        key: first.conditions.get(key, ABSENT)
-        for key in sorted({key for other in others for key in other})
-        if len({json.dumps(other.get(key, ABSENT)) for other in others}) > 1
-    }
     by_game: dict[str, list[RunResult]] = {}
     for run in sorted(runs, key=lambda run: (run.game, run.seed)):
         by_game.setdefault(run.game, []).append(run)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ from numpy.typing import NDArray
 from wmfast.aggregate import mean_over_seeds
 from wmfast.disk import one_line_errors, write_atomic
 from wmfast.games import RANDOM_HUMAN
-from wmfast.report import Report, RunResult
+from wmfast.report import Group, Report, RunResult
 
+_WIDTH, _HEIGHT, _LINE, _DPI = 11.0, 4.5, 0.17, 100  # inches; a line below the curves
+_LABEL, _LABEL_LINES = 170, 3  # characters of a line below the curves, lines of a group
+_COLORS = 10  # of matplotlib's cycle
+_STYLES = ("-", "--", "-.", ":")
 Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats]
 """Env steps and values."""
@@ -67,7 +73,8 @@ def _curve(run: RunResult, key: str) -> Curve:
 
 
 def _draw(path: Path, game: str, report: Report) -> Path:
-    figure = Figure(figsize=(11, 4.5), layout="constrained")  # not pyplot: it keeps figures
+    # Not pyplot: it keeps figures.
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     values = [np.zeros(0)]
@@ -82,18 +89,51 @@ def _draw(path: Path, game: str, report: Report) -> Path:
             random = RANDOM_HUMAN[game][0]
             values.append(np.array([random]))
             axes.axhline(random, color="gray", linestyle=":", label="random play")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+    _explain(figure, panels)
     # By what was scored: an interval of two or three seeds can be many times as wide.
     scored = np.concatenate(values)
     if len(scored):
         margin = 0.2 * float(np.ptp(scored)) or 1.0
         panels[0].set_ylim(scored.min() - margin, scored.max() + margin)
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=100)
+    figure.savefig(data, format="png", dpi=_DPI)
     with one_line_errors("write", path):
         write_atomic(path, data.getvalue())
     return path
+
+
+def _explain(figure: Figure, panels: Sequence[Any]) -> None:
+    """One legend for both panels, below them; the figure grows by its lines."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    lines = sum(label.count("\n") + 1 for label in entries)
+    figure.set_figheight(_HEIGHT + _LINE * lines)
+    figure.legend(entries.values(), entries, loc="outside lower left", fontsize=8, frameon=False)
+
+
+def short_name(group: Group, groups: Sequence[Group]) -> str:
+    """The group's name without the settings that most groups of its preset share, rarest first."""
+    alike = [other.special for other in groups if other.preset == group.preset]
+    shared = {
+        key: sum(key in special and special[key] == value for special in alike)
+        for key, value in group.special.items()
+    }
+    rare = [key for key, count in shared.items() if 2 * count <= len(alike)]
+    rare.sort(key=lambda key: (shared[key], key))
+    return replace(group, special={key: group.special[key] for key in rare}).name
+
+
+def _label(name: str, seeds: int) -> str:
+    """What a group is called, in a few lines; report.md has all of it."""
+    words = f"{seeds} {'seeds' if seeds > 1 else 'seed'}: {name}"
+    return textwrap.fill(
+        words, _LABEL, max_lines=_LABEL_LINES, placeholder=" ... (all of it in report.md)",
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
@@ -105,10 +145,13 @@ def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
         if mean is None:
             continue
         steps, middle, low, high = mean
-        color, several = f"C{number}", len(runs) > 1
-        label = f"{group.name}: {len(runs)} {'seeds' if several else 'seed'}"
-        marker = "o" if len(steps) < 30 else ""
-        axes.plot(steps, middle, color=color, label=label, marker=marker, markersize=4)
+        name = short_name(group, report.groups)
+        color, several = f"C{number % _COLORS}", len(runs) > 1
+        style = _STYLES[number // _COLORS % len(_STYLES)]
+        axes.plot(
+            steps, middle, color=color, linestyle=style, label=_label(name, len(runs)),
+            marker="o" if len(steps) < 30 else "", markersize=4,
+        )  # fmt: skip
         if several:
             band = axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
             band.set_label("95 % interval of their mean")
@@ -116,7 +159,7 @@ def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
             line = _curve(run, key)
             drawn.append(line[1])
             if several:
-                axes.plot(*line, color=color, alpha=0.5, linewidth=0.7)
+                axes.plot(*line, color=color, linestyle=style, alpha=0.5, linewidth=0.7)
     if not drawn:
         axes.text(0.5, 0.5, "no points", ha="center", transform=axes.transAxes)
     return drawn
