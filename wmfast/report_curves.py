@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,18 +20,20 @@ from wmfast.disk import one_line_errors, write_atomic
 from wmfast.games import RANDOM_HUMAN
 from wmfast.report import Group, Report, RunResult
 
-_WIDTH, _HEIGHT, _LINE, _DPI = 11.0, 4.5, 0.17, 100  # inches; a line below the curves
+_WIDTH, _HEIGHT, _LINE, _DPI = 16.0, 4.5, 0.17, 100  # inches; a line below the curves
 _LABEL, _LABEL_LINES = 170, 3  # characters of a line below the curves, lines of a group
 _COLORS = 10  # of matplotlib's cycle
 _STYLES = ("-", "--", "-.", ":")
 Floats = NDArray[np.float64]
 Curve = tuple[Floats, Floats]
-"""Env steps and values."""
+"""Env steps (or minutes) and values."""
+Against = Literal["env_step", "wall_s"]
 
-_PANELS = {
-    "collect/return": "training games (epsilon-greedy)",
-    "eval/greedy/return": "evaluation, greedy",
-}
+_PANELS: tuple[tuple[str, Against, str], ...] = (
+    ("collect/return", "env_step", "training games (epsilon-greedy)"),
+    ("collect/return", "wall_s", "the same against time"),
+    ("eval/greedy/return", "env_step", "evaluation, greedy"),
+)
 
 
 def save_report_curves(folder: Path, report: Report) -> dict[str, Path]:
@@ -46,13 +48,17 @@ def save_report_curves(folder: Path, report: Report) -> dict[str, Path]:
     return {game: _draw(folder / f"curves-{game}.png", game, report) for game in games}
 
 
-def mean_curve(runs: Sequence[RunResult], key: str) -> tuple[Floats, Floats, Floats, Floats] | None:
+def mean_curve(
+    runs: Sequence[RunResult], key: str, against: Against = "env_step"
+) -> tuple[Floats, Floats, Floats, Floats] | None:
     """Steps, mean over runs, and its 95 % interval, where all the runs that have `key` have it.
+
+    Against ``wall_s`` minutes of the run stand in place of env steps.
 
     A run is read between its own points along straight lines, never beyond them; the steps are
     all steps at which some run has a point. None where no run has a point.
     """
-    curves = [curve for curve in (_curve(run, key) for run in runs) if len(curve[0])]
+    curves = [curve for curve in (_curve(run, key, against) for run in runs) if len(curve[0])]
     if not curves:
         return None
     first = max(steps[0] for steps, _ in curves)
@@ -67,21 +73,22 @@ def mean_curve(runs: Sequence[RunResult], key: str) -> tuple[Floats, Floats, Flo
     return steps, mean, low, high
 
 
-def _curve(run: RunResult, key: str) -> Curve:
-    points = {row["env_step"]: row[key] for row in run.rows if row.get(key) is not None}
-    return np.array(list(points), np.float64), np.array(list(points.values()), np.float64)
+def _curve(run: RunResult, key: str, against: Against) -> Curve:
+    points = {row[against]: row[key] for row in run.rows if row.get(key) is not None}
+    places = np.array(list(points), np.float64) / (60 if against == "wall_s" else 1)
+    return places, np.array(list(points.values()), np.float64)
 
 
 def _draw(path: Path, game: str, report: Report) -> Path:
     # Not pyplot: it keeps figures.
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
     values = [np.zeros(0)]
-    for axes, (key, title) in zip(panels, _PANELS.items(), strict=True):
-        values += _panel(axes, game, key, report)
+    for axes, (key, against, title) in zip(panels, _PANELS, strict=True):
+        values += _panel(axes, game, key, against, report)
         axes.set_title(f"{game}: {title}")
-        axes.set_xlabel("env step")
+        axes.set_xlabel("env step" if against == "env_step" else "minutes")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_tick_params(labelleft=True)
         axes.grid(alpha=0.3)
@@ -103,7 +110,7 @@ def _draw(path: Path, game: str, report: Report) -> Path:
 
 
 def _explain(figure: Figure, panels: Sequence[Any]) -> None:
-    """One legend for both panels, below them; the figure grows by its lines."""
+    """One legend for all panels, below them; the figure grows by its lines."""
     entries: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -136,12 +143,12 @@ def _label(name: str, seeds: int) -> str:
     )  # fmt: skip
 
 
-def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
+def _panel(axes: Any, game: str, key: str, against: Against, report: Report) -> list[Floats]:
     """Draw one panel; the values of all its runs."""
     drawn: list[Floats] = []
     for number, group in enumerate(report.groups):
         runs = [run for run in group.runs if run.game == game]
-        mean = mean_curve(runs, key)
+        mean = mean_curve(runs, key, against)
         if mean is None:
             continue
         steps, middle, low, high = mean
@@ -156,7 +163,7 @@ def _panel(axes: Any, game: str, key: str, report: Report) -> list[Floats]:
             band = axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
             band.set_label("95 % interval of their mean")
         for run in runs:
-            line = _curve(run, key)
+            line = _curve(run, key, against)
             drawn.append(line[1])
             if several:
                 axes.plot(*line, color=color, linestyle=style, alpha=0.5, linewidth=0.7)
