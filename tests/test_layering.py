@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 ARROWS: dict[str, set[str]] = {
     "kernels": {"kernels", "_core"},
     "types": set(),
-    "config": set(),
+    "agent_config": set(),
+    "config": {"agent_config"},
     "errors": set(),
     "games": set(),
     "envs": {"config", "games"},
@@ -38,6 +39,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "wmfast": {"numpy"},
     "kernels": {"torch", "triton"},
     "types": {"torch"},
+    "agent_config": set(),
     "config": set(),
     "errors": set(),
     "games": {"ale_py"},
