@@ -154,6 +154,8 @@ def test_dream_and_eval_refuse_what_they_cannot_do(capsys: pytest.CaptureFixture
     assert "--temperature nan" in refused(
         capsys, "dream", *run, "--temperature", "nan", train=False
     )
+    cold = ["--top-k", 5, "--temperature", 0]
+    assert "needs a --temperature" in refused(capsys, "dream", *run, *cold, train=False)
     assert "--top-k -1" in refused(capsys, "dream", *run, "--top-k", -1, train=False)
     assert "must end in .gif" in refused(capsys, "dream", *run, "--out", "d.png", train=False)
     assert "--seed -1" in refused(capsys, "eval", *run, "--seed", -1, train=False)

@@ -229,6 +229,67 @@ def test_the_evaluation_of_a_known_model(monkeypatch):
     assert other["mirror_consistency"] is None
 
 
+class Watchful(Next):
+    """Sure of an end where the newest frame is that of one, and of a reward at every step."""
+
+    def forward(self, history_btk: Tensor, action_b: Tensor) -> Prediction:
+        shown_b = history_btk[:, -1, 0]
+        ends_b = sum(shown_b == frame(env, end) for env in ENDS for end in ENDS[env])
+        sign_bc = torch.tensor([0.0, 0.0, 9.0]).expand(len(shown_b), 3)
+        return (
+            super()
+            .forward(history_btk, action_b)
+            ._replace(
+                reward_sign_logits_bc=sign_bc,
+                reward_magnitude_b=torch.ones(len(shown_b)),
+                done_logit_b=20.0 * ends_b - 10.0,
+            )
+        )
+
+
+def test_events_are_counted_over_the_whole_bank_where_the_ends_are():
+    meanings = ("NOOP", "FIRE", "RIGHT", "LEFT")
+    events = gold_evaluation(Watchful(), Pixels(), bank(), "fast", meanings)["events"]
+    assert events["ends"] == 3  # all of them; the tier itself has none
+    assert events["done_precision"] == events["done_recall"] == 1.0
+    assert events["steps"] == len(bank().tiers["gold"])
+    assert events["rewards"] == events["steps"] - ENVS  # step 0 pays 0
+    assert events["reward_recall"] == 1.0
+    canary = gold_evaluation(Watchful(), Pixels(), bank(), "canary", meanings)
+    assert canary["events"] is None
+    assert "recall" not in as_text(canary)
+    fast = as_text({**canary, "events": events | {"ends": 0.0}})
+    assert "done: precision 100 %, recall there were none, in" in fast
+
+
+def test_a_part_of_a_tier_is_spread_over_the_games():
+    gold = bank()
+    part = torch.cat([batch.tokens_bsk for batch in gold.segments("gold", most=5, batch_size=2)])
+    whole = torch.cat([batch.tokens_bsk for batch in gold.segments("gold")])
+    last = len(whole) - 1
+    assert torch.equal(
+        part, whole[[0, round(last / 4), round(last / 2), round(3 * last / 4), last]]
+    )
+    assert len(list(gold.segments("gold", most=10**6))) == len(list(gold.segments("gold")))
+
+
+class Wavering(Next):
+    """Wrong everywhere while it is in training, as a model with dropout may be."""
+
+    def forward(self, history_btk: Tensor, action_b: Tensor) -> Prediction:
+        self.wrong = K // 2 if self.training else 0
+        return super().forward(history_btk, action_b)
+
+
+def test_every_figure_is_that_of_eval_mode():
+    meanings = ("NOOP", "FIRE", "RIGHT", "LEFT")
+    model = Wavering().train()
+    figures = gold_evaluation(model, Pixels(), bank(), "canary", meanings)
+    assert model.training
+    assert figures == gold_evaluation(Wavering().eval(), Pixels(), bank(), "canary", meanings)
+    assert figures["mirror_consistency"] is not None
+
+
 def _of(game: str) -> tuple[TokenReplay, str, str, dict[str, np.ndarray]]:
     gold = bank()
     return gold.replay, game, gold.tokenizer, gold.tiers

@@ -96,6 +96,14 @@ def test_sampling_follows_the_mixture_at_its_temperature():
         assert (frequency - expected).abs().mean() < 0.015
 
 
+@pytest.mark.parametrize("temperature", [1e-12, 1e-39, 1e-300])
+def test_a_temperature_next_to_nothing_takes_the_likeliest(temperature):
+    model, start = model_of(), history()
+    actions = torch.zeros(2, 3, dtype=torch.int64)
+    cold = imagine(model, start, actions, 3, temperature=temperature)
+    assert torch.equal(cold.tokens_bsk, imagine(model, start, actions, 3).tokens_bsk)
+
+
 def test_top_k_draws_the_likeliest_in_their_shares():
     model = model_of()
     start, action = history(1), torch.zeros(1, 1, dtype=torch.int64)

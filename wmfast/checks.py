@@ -150,6 +150,8 @@ def check(config: Config, *, model_files: bool = True) -> None:
             f"{between}, what is played between two trainings of the tokenizer"
         )
     dyna = config.dyna
+    if dyna.top_k and not dyna.temperature:
+        raise UserError(f"--dyna.top-k {dyna.top_k}: needs a --dyna.temperature above 0")
     if dyna.share and not config.world_model.reward_done_heads:
         raise UserError(f"--dyna.share {dyna.share}: needs --world-model.reward-done-heads")
     if (

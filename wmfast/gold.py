@@ -1,6 +1,8 @@
 """The gold evaluation: every figure of a world model on a tier of a frozen bank.
 
-one_step             accuracy, likelihood and events of the next frame (``quality.py``)
+one_step             accuracy and likelihood of the next frame (``quality.py``)
+events               precision and recall of rewards and ends, over every step of the bank: the
+                     smaller tiers have no ends; None in ``canary``, which takes seconds
 horizons             dreams of 1, 5 and 10 steps beside the copy baseline (``open_loop.py``)
 action_sensitivity   KL between the answers to two actions, nats a frame
 mirror_consistency   in games that look alike in a mirror: tokens on which "predict, then mirror"
@@ -30,8 +32,14 @@ from wmfast.types import HISTORY, Segments
 MIRROR_GAMES = frozenset(
     {"breakout", "space_invaders", "demon_attack", "assault", "carnival", "phoenix", "galaxian"}
 )
-_COMPARED, _SHOWN = 8, 2  # batches asked under two actions; decoded: pixels cost more than tokens
+# Steps asked under two actions, and decoded: pixels cost more than tokens. Spread over the tier.
+_COMPARED, _SHOWN = 512, 128
 _PSNR_HORIZONS = (5, 10)
+_EVENTS = (
+    "steps",
+    *("rewards", "reward_precision", "reward_recall"),
+    *("ends", "done_precision", "done_recall"),
+)
 
 
 def gold_evaluation(
@@ -44,7 +52,7 @@ def gold_evaluation(
     """All figures of a tier; the same weights and files give the same, to the digit.
 
     Args:
-        world_model, tokenizer: on one device; in eval mode for the call.
+        world_model, tokenizer: on one device; the world model is in eval mode for the call.
         bank: whose tokens are this tokenizer's.
         action_meanings: the emulator's names of the model's actions (``LEFT``).
 
@@ -53,15 +61,22 @@ def gold_evaluation(
         ``mirror_consistency`` is None in games without a mirror.
     """
     device = tokenizer.codes.device
+    was_training = world_model.training
+    world_model.eval()
 
-    def batches(most: int | None = None) -> Iterable[Segments]:
-        for number, batch in enumerate(bank.segments(tier)):
-            if number == most:
-                return
+    def batches(
+        most: int | None = None, *, of: Tier = tier, horizon: int = HORIZON
+    ) -> Iterable[Segments]:
+        for batch in bank.segments(of, most=most, horizon=horizon):
             yield Segments(*(field.to(device) for field in batch))
 
     result: dict[str, Any] = {"tier": tier, "steps": len(bank.tiers[tier])}
-    result["one_step"] = world_model_quality(world_model, batches())
+    one_step = world_model_quality(world_model, batches(horizon=1))
+    result["one_step"] = {key: one_step[key] for key in one_step if key not in _EVENTS}
+    result["events"] = None
+    if tier != "canary":
+        everywhere = world_model_quality(world_model, batches(of="gold", horizon=1))
+        result["events"] = {key: everywhere[key] for key in _EVENTS if key in everywhere}
     result["horizons"] = open_loop_quality(world_model, batches())
     actions = len(action_meanings)
     result["action_sensitivity"] = action_sensitivity(world_model, batches(_COMPARED), actions)
@@ -72,12 +87,13 @@ def gold_evaluation(
         else None
     )
     result["psnr_moving"] = psnr_moving(world_model, tokenizer, batches(_SHOWN))
+    world_model.train(was_training)
     return result
 
 
 def as_text(result: dict[str, Any]) -> str:
     """The figures as lines for a terminal."""
-    one_step, horizons = result["one_step"], result["horizons"]
+    events, horizons = result["events"] or {}, result["horizons"]
     lines = [f"{result['tier']}: {result['steps']} held-out steps; the copy baseline in brackets"]
     lines.append(f"{'tokens right':<14}" + "".join(f"{name:>18}" for name in SETS))
     for horizon, quality in horizons.items():
@@ -87,12 +103,13 @@ def as_text(result: dict[str, Any]) -> str:
         )
         lines.append(f"after {horizon:>2} steps" + " " + "".join(f"{cell:>18}" for cell in cells))
     for event in ("reward", "done"):
-        if f"{event}_recall" in one_step:
-            precision, recall = (one_step[f"{event}_{name}"] for name in ("precision", "recall"))
-            cases = one_step["rewards" if event == "reward" else "ends"]
+        if f"{event}_recall" in events:
+            precision, recall = (events[f"{event}_{name}"] for name in ("precision", "recall"))
+            cases = events["rewards" if event == "reward" else "ends"]
+            share = f"{100 * recall:.0f} % of {cases:.0f}" if cases else "there were none"
             lines.append(
-                f"{event}: precision {100 * precision:.0f} %, recall {100 * recall:.0f} % "
-                f"of {cases:.0f}"
+                f"{event}: precision {100 * precision:.0f} %, recall {share}, "
+                f"in {events['steps']:.0f} steps"
             )
     for horizon, psnr in result["psnr_moving"].items():
         dream, copied = ("-" if x is None else f"{x:.1f}" for x in (psnr["dream"], psnr["copy"]))

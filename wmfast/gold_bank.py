@@ -1,4 +1,4 @@
-"""The frozen evaluation of world models: whole games that nothing trained on, and fixed indices.
+"""The frozen evaluation of world models: games that nothing trained on, and fixed indices.
 
 A run leaves two files in its folder:
 
@@ -8,8 +8,12 @@ A run leaves two files in its folder:
     canary   500 steps, balanced over actions: seconds        fast   6000, balanced: a minute
     gold     every step of the bank
 
-The bank holds whole games, so no frame of it was ever trained on or is the neighbour of one that
-was. The same files and weights give the same figures on the same machine, to the digit.
+The two smaller tiers judge dreams of `HORIZON` steps, so the last steps of a game, its end among
+them, are in ``gold`` only; `gold.gold_evaluation` counts rewards and ends over the whole bank.
+
+The bank holds games of their own, from their first step (of long ones the first 800 steps), so no
+frame of it was ever trained on or is the neighbour of one that was. The same files and weights give
+the same figures on the same machine, to the digit.
 """
 
 from __future__ import annotations
@@ -55,11 +59,22 @@ class GoldBank:
     tiers: dict[str, NDArray[np.int64]]
 
     def segments(
-        self, tier: Tier, *, batch_size: int = 64, horizon: int = HORIZON
+        self,
+        tier: Tier,
+        *,
+        batch_size: int = 64,
+        horizon: int = HORIZON,
+        most: int | None = None,
     ) -> Iterator[Segments]:
-        """The tier's steps in order and ``horizon`` steps from each, masked past its game's end."""
+        """The tier's steps in order and ``horizon`` steps from each, masked past its game's end.
+
+        With ``most`` only so many of them, evenly spread: steps are in the order of play, and the
+        first ones are openings.
+        """
         left = steps_left(self.replay)
         ids = self.tiers[tier]
+        if most is not None and most < len(ids):
+            ids = ids[np.linspace(0, len(ids) - 1, most).round().astype(np.int64)]
         for begin in range(0, len(ids), batch_size):
             yield self._gather(ids[begin : begin + batch_size], left, horizon)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from wmfast.models.prediction import Prediction, WorldModel
 
+_COLDEST = torch.finfo(torch.float32).tiny
 Policy = Callable[[Tensor], Tensor]
 """From a history int64 (B, T, K) to actions int64 (B,)."""
 
@@ -55,7 +57,7 @@ def imagine(
     """
     if horizon < 1:
         raise ValueError(f"horizon = {horizon}: must be at least 1")
-    if temperature < 0:
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature = {temperature}: must be 0 (most likely) or above")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k = {top_k}: must be at least 1")
@@ -117,7 +119,9 @@ def _choose(
     if temperature == 0:
         return prediction.tokens()
     # By the inverse of the distribution function: one uniform number a cell, not one a code.
-    logits_bkv = prediction.token_logits() / temperature
+    logits_bkv = prediction.token_logits()
+    # The largest is 0: however small the temperature, it stays one.
+    logits_bkv = (logits_bkv - logits_bkv.amax(-1, keepdim=True)) / max(temperature, _COLDEST)
     if top_k is not None and top_k < logits_bkv.shape[-1]:
         least_bk1 = logits_bkv.topk(top_k, dim=-1).values[..., -1:]
         logits_bkv = logits_bkv.masked_fill(logits_bkv < least_bk1, -torch.inf)

@@ -126,6 +126,8 @@ def dream_of_run(
             f"--steps {steps} --start {start}: allowed are 1 to {_MOST_STEPS} steps, "
             f"from step 0 to {_MOST_STEPS}"
         )
+    if top_k and temperature == 0:
+        raise UserError(f"--top-k {top_k}: needs a --temperature above 0")
     _check_seed(seed)
     if out is not None and out.suffix.lower() != ".gif":
         raise UserError(f"--out {out}: must end in .gif")
