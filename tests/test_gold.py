@@ -146,13 +146,12 @@ def damage(folder: Path, how: str) -> None:
         games.write_bytes(data)
     elif how == "not json":
         index.write_text(index.read_text()[:100])
+    elif how == "deep":
+        index.write_text("[" * 100_000)
     else:
         changes = {
             "format": {"format": "wmfast-gold-0"},
             "tier gone": {"tiers": {"gold": [1]}},
-            "far id": {"tiers": {**facts["tiers"], "fast": [10**9]}},
-            "no id": {"tiers": {**facts["tiers"], "canary": []}},
-            "text id": {"tiers": {**facts["tiers"], "canary": ["1"]}},
         }
         index.write_text(json.dumps({**facts, **changes[how]}))
 
@@ -165,10 +164,8 @@ def damage(folder: Path, how: str) -> None:
         ("other games", "gold.replay: not the games"),
         ("not json", "damaged, or not frozen indices"),
         ("format", "damaged, or not frozen indices"),
+        ("deep", "damaged, or not frozen indices"),
         ("tier gone", "damaged, or not frozen indices"),
-        ("far id", "tier fast"),
-        ("no id", "tier canary"),
-        ("text id", "damaged, or not frozen indices"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, how: str, says: str):
@@ -177,6 +174,58 @@ def test_damage_is_named(tmp_path: Path, how: str, says: str):
     with pytest.raises(UserError, match=says) as error:
         open_bank(tmp_path / INDEX_FILE)
     assert "\n" not in str(error.value)
+
+
+DAMAGED = "damaged, or not frozen indices"
+LACKING = "tier fast names steps that gold.replay lacks"
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        ([], DAMAGED),
+        ({}, DAMAGED),
+        ("", DAMAGED),
+        (None, DAMAGED),
+        (["1"], DAMAGED),
+        ([True], DAMAGED),
+        ([1.0], DAMAGED),
+        ([[1]], DAMAGED),
+        ([5, 5], DAMAGED),
+        ([5, 1], DAMAGED),
+        ([-1], LACKING),
+        ([10**30], LACKING),
+        ([ENVS * (STEPS - 1)], LACKING),  # its next frame is not stored
+        ([1, ENVS * 25], LACKING),  # that an end left behind: no action was taken on it
+    ],
+)
+def test_a_tier_is_a_rising_list_of_steps_of_the_bank(tmp_path: Path, ids: object, says: str):
+    save_bank(tmp_path, bank())
+    index = tmp_path / INDEX_FILE
+    facts = json.loads(index.read_text())
+    facts["tiers"]["fast"] = ids
+    index.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=says) as error:
+        open_bank(index)
+    assert "\n" not in str(error.value)
+    facts["tiers"]["fast"] = [1, 5]
+    index.write_text(json.dumps(facts))
+    assert open_bank(index).tiers["fast"].tolist() == [1, 5]
+
+
+def test_games_shorter_than_the_horizon_are_judged_as_far_as_they_go(tmp_path: Path):
+    replay = TokenReplay(200, 1, vocab_size=V, prioritized=False)
+    for step in range(21):
+        ended = [step % (HORIZON - 1) == HORIZON - 2]
+        replay.add(np.full((1, K), step, np.uint16), [step % ACTIONS], [0.0], [False], ended)
+    tiers = choose_tiers(replay, ACTIONS, seed=0)
+    assert 0 < steps_left(replay).max() < HORIZON
+    assert all(tiers[name].tolist() == tiers["gold"].tolist() for name in TIERS)
+    short = GoldBank(replay, "pong", "c0de", tiers)
+    save_bank(tmp_path, short)
+    result = gold_evaluation(Next(), Pixels(), open_bank(tmp_path / INDEX_FILE), "canary", "abcd")
+    assert result["horizons"]["5"]["changed"]["accuracy"] == 1.0
+    assert result["horizons"]["10"]["all"]["tokens"] == 0
 
 
 class Next(WorldModel):

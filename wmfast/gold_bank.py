@@ -13,7 +13,7 @@ them, are in ``gold`` only; `gold.gold_evaluation` counts rewards and ends over 
 
 The bank holds games of their own, from their first step (of long ones the first 800 steps), so no
 frame of it was ever trained on or is the neighbour of one that was. The same files and weights give
-the same figures on the same machine, to the digit.
+the same figures on the same machine, with as many threads, to the digit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -113,12 +114,15 @@ def steps_left(replay: TokenReplay) -> NDArray[np.int64]:
 
 def choose_tiers(replay: TokenReplay, num_actions: int, seed: int) -> dict[str, NDArray[np.int64]]:
     """Ids for every tier: all steps that can be drawn, and balanced draws from those of them whose
-    game goes on for `HORIZON` steps. The smaller tier is part of the larger."""
+    game goes on for `HORIZON` steps (from all, if none does). The smaller tier is part of the
+    larger."""
     left = steps_left(replay)
     every = np.flatnonzero(left)
     actions = replay[every].action
     rng = np.random.default_rng(seed)
     long = left[every] >= HORIZON
+    if not long.any():  # games cut off sooner: they are judged as far as they go
+        long[:] = True
     by_action = [
         rng.permutation(every[long & (actions == action)]) for action in range(num_actions)
     ]
@@ -170,12 +174,13 @@ def open_bank(indices: Path) -> GoldBank:
     if digest != facts["bank_sha256"]:
         raise UserError(f"{path}: not the games that {indices.name} was made for (or damaged)")
     replay = TokenReplay.load(path)
-    tiers: dict[str, NDArray[np.int64]] = {
-        name: np.array(facts["tiers"][name], dtype=np.int64) for name in TIERS
-    }
-    for name, ids in tiers.items():
-        if ids.size == 0 or ids.min() < 0 or ids.max() >= len(replay) - replay.num_envs:
-            raise UserError(f"{indices}: tier {name} has no steps, or steps that {path.name} lacks")
+    left = steps_left(replay)
+    tiers: dict[str, NDArray[np.int64]] = {}
+    for name in TIERS:
+        ids = facts["tiers"][name]
+        if not all(0 <= i < len(left) and left[i] for i in ids):
+            raise UserError(f"{indices}: tier {name} names steps that {path.name} lacks")
+        tiers[name] = np.array(ids, dtype=np.int64)
     return GoldBank(replay, facts["game"], facts["tokenizer"], tiers)
 
 
@@ -184,18 +189,28 @@ def _read_indices(path: Path) -> dict[str, Any]:
         text = path.read_bytes()
     try:
         facts = json.loads(text)
-        tiers = {name: facts["tiers"][name] for name in TIERS}
+        tiers = [facts["tiers"][name] for name in TIERS]
         whole = (
             facts["format"] == _FORMAT
             and facts["horizon"] == HORIZON
             and all(isinstance(facts[key], str) for key in ("game", "tokenizer", "bank_sha256"))
-            and all(isinstance(i, int) for ids in tiers.values() for i in ids)
+            and all(map(_is_tier, tiers))
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path}: damaged, or not frozen indices of this version ({_FORMAT})")
     return dict(facts)
+
+
+def _is_tier(ids: Any) -> bool:
+    """Whether ids as JSON gives them are whole numbers, one or more, each larger than the last."""
+    return (
+        type(ids) is list
+        and len(ids) > 0
+        and all(type(i) is int for i in ids)
+        and all(one < other for one, other in pairwise(ids))
+    )
 
 
 def codes_checksum(codes_vd: torch.Tensor) -> str:
