@@ -175,6 +175,27 @@ def test_one_envs_luck_does_not_depend_on_anothers_end(mode: str) -> None:
         assert all(np.array_equal(a[1], b[1]) for a, b in zip(mine[:4], other[:4], strict=True))
 
 
+def test_one_envs_luck_does_not_depend_on_when_the_caller_resets_another() -> None:
+    def of_env_1(resets_env_0_at: set[int]) -> list[list[object]]:
+        dreams = unsure(2, autoreset_mode="disabled", horizon=20)
+        dreams.reset(seed=3)
+        seen = []
+        for step in range(60):
+            histories, rewards, terminated, truncated, _ = dreams.step(np.zeros(2, int))
+            begins = terminated | truncated
+            seen.append([histories[1].tobytes(), rewards[1], begins[1]])
+            begins[0] |= step in resets_env_0_at
+            if begins.any():
+                histories, _ = dreams.reset(options={"reset_mask": begins})
+                seen[-1].append(histories[1].tobytes())  # its new start, or where it stays
+            else:
+                seen[-1].append(seen[-1][0])
+        assert sum(bool(step[2]) for step in seen) > 4
+        return seen
+
+    assert of_env_1(set()) == of_env_1({2, 3, 11, 25})
+
+
 def test_rewards_and_ends_come_as_often_as_the_heads_say() -> None:
     games = 3000
     dreams = unsure(games)

@@ -42,7 +42,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
     them (with the masks ``_final_obs`` and so on).
 
     All luck comes from the seed of ``reset``: the same seed and actions give the same dreams (on a
-    CPU to the digit), and one env's luck does not depend on another's end.
+    CPU to the digit, with as many threads), and one env's luck does not depend on another's end.
 
     Args:
         world_model: with reward and done heads; in eval mode for each step.

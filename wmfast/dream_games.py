@@ -70,6 +70,7 @@ class DreamGames:
         self._temperature, self._top_k, self._rewards = temperature, top_k, rewards
         self._device = parts.tokenizer.codes.device
         self._rng = np.random.default_rng()
+        self._begins: list[np.random.Generator] = []  # by game: of where its dreams begin
         self._noise = torch.Generator(self._device)  # of the tokens
         shape = (num_games, HISTORY, TOKENS_PER_FRAME)
         self.history_etk = torch.zeros(shape, dtype=torch.int64, device=self._device)
@@ -79,15 +80,17 @@ class DreamGames:
         """Take all luck from `rng` from now on."""
         self._rng = rng
         self._noise.manual_seed(int(rng.integers(2**63)))
+        # Steps draw for every game at once; beginnings come at each game's own times.
+        seeds = rng.integers(2**63, size=self._num_games)
+        self._begins = [np.random.default_rng(seed) for seed in seeds]
 
     def begin(self, rows_e: Bools) -> None:
         """Put the games of `rows_e` (E,) at the beginning of a new dream."""
-        # Drawn for every game whoever begins: one game's luck does not depend on another's end.
-        drawn = self._rng.integers(len(self._starts), size=self._num_games)
         if rows_e.any():
-            starts_etk = torch.from_numpy(self._starts[drawn].astype(np.int64)).to(self._device)
-            rows_e11 = torch.from_numpy(rows_e).to(self._device)[:, None, None]
-            self.history_etk = torch.where(rows_e11, starts_etk, self.history_etk)
+            rows = np.flatnonzero(rows_e)
+            drawn = [self._begins[row].integers(len(self._starts)) for row in rows]
+            starts_mtk = torch.from_numpy(self._starts[drawn].astype(np.int64)).to(self._device)
+            self.history_etk[torch.from_numpy(rows).to(self._device)] = starts_mtk
 
     @torch.no_grad()
     def step(self, action_e: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
