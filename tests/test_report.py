@@ -36,6 +36,7 @@ def make(tmp_path: Path) -> Make:
         steps: int = 1000,
         preset: str = "cpu",
         sticky: float = 0.0,
+        max_frames: int | None = None,
         finished: bool = True,
         **settings: Any,
     ) -> Path:
@@ -43,6 +44,8 @@ def make(tmp_path: Path) -> Make:
         folder.mkdir(parents=True)
         config = {"game": game, "preset": preset, "seed": seed, "steps": steps}
         config |= {"run_dir": name, "agent": {"n_step": 3, **settings}, "loop": {"log_every": seed}}
+        if max_frames is not None:
+            config["env"] = {"max_frames": max_frames}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "env.json").write_text(json.dumps({"commit": "0123456789"}))
         rows = [
@@ -55,8 +58,8 @@ def make(tmp_path: Path) -> Make:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metrics.jsonl").write_text(text)
         protocol = {
-            "sticky": sticky, "noop_max": 30, "max_steps": 27_000, "epsilon": 0.0,
-            "full_games": True, "reward_clipping": False, "env_seeds": [seed],
+            "sticky": sticky, "noop_max": 30, "max_steps": (max_frames or 108_000) // 4,
+            "epsilon": 0.0, "full_games": True, "reward_clipping": False, "env_seeds": [seed],
         }  # fmt: skip
         played = {"scores": scores, "cut_off": [False] * len(scores), "protocol": protocol}
         result = {"game": game, "preset": preset, "seed": seed, "env_steps": steps}
@@ -116,6 +119,19 @@ def test_unlike_runs_are_never_mixed(make: Make, tmp_path: Path) -> None:
         ignore=["agent.n_step", "agent.dyna"],
     )
     assert games_of(merged) == {"cpu, 1,000 env steps": {"ms_pacman": [0, 1, 2]}}
+
+
+def test_the_protocol_is_ignored_by_either_of_its_names(make: Make, tmp_path: Path) -> None:
+    make("whole", max_frames=108_000)
+    make("short", seed=1, max_frames=1200)
+    runs = [tmp_path / "runs"]
+    names = {f"cpu, 1,000 env steps, env.max_frames {frames}" for frames in (108_000, 1200)}
+    assert set(games_of(make_report(runs))) == names  # once, not as max_steps too
+    make("older", seed=2)  # whose config.json does not say it
+    for name in ("env.max_frames", "max_steps"):
+        report = make_report(runs, ignore=[name])
+        assert games_of(report) == {"cpu, 1,000 env steps": {"ms_pacman": [0, 1, 2]}}
+        assert "cut off after 300 or 27,000 steps" in report_markdown(report)
 
 
 def test_unfinished_runs_and_twins_are_named_and_left_out(make: Make, tmp_path: Path) -> None:

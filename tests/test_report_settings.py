@@ -67,6 +67,26 @@ def test_a_setting_counts_where_its_switch_is_on(
     assert effect == in_effect(flat(CPU), STEPS)
 
 
+def test_rollouts_are_off_by_either_switch() -> None:
+    on = changed(CPU, world_model__rollout_steps=4, world_model__rollout_share=0.5)
+    off = [
+        changed(on, **values)
+        for values in (
+            {"world_model__rollout_steps": 1},
+            {"world_model__rollout_share": 0.0},
+            {"world_model__rollout_share": 0.0, "world_model__rollout_batch_size": 3},
+            {"world_model__rollout_share": 0.0, "world_model__rollout_steps": 1},
+        )
+    ]
+    effects = [in_effect(flat(config), STEPS) for config in off]
+    assert all(effect == effects[0] for effect in effects)
+    assert apart(*off) == [{}] * 4
+    for config in off:
+        assert in_effect(flat(config), STEPS) != in_effect(flat(on), STEPS)
+        one, other = apart(on, config)
+        assert one != other
+
+
 def test_a_store_larger_than_the_run_is_whole() -> None:
     wide, wider = (changed(CPU, loop__replay_capacity=size) for size in (200_000, 300_000))
     assert apart(wide, wider) == [{}, {}]

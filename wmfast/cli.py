@@ -90,7 +90,8 @@ class ReportOptions:
     policy: str = "greedy"
     """Whose scores: `greedy`, or `epsilon 0.01`."""
     ignore: tuple[str, ...] = ()
-    """Settings of config.json (`agent.n_step`) that may differ between runs of one group."""
+    """Settings of config.json (`agent.n_step`) that may differ between runs of one group; of the
+    protocol (`max_steps`) too."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,17 +19,11 @@ from wmfast.errors import UserError
 from wmfast.games import RANDOM_HUMAN, human_normalised
 from wmfast.metrics import METRICS_FILE, Row, read_metrics
 from wmfast.published import published_agents
-from wmfast.report_settings import differences, in_effect
+from wmfast.report_settings import NOT_SETTINGS, SAID_BY, differences, either_name, in_effect
 from wmfast.rundir import CONFIG_FILE, ENV_FILE
 
 RESULT_FILE = "result.json"
 
-# What may differ within a group: what a run is called and how it is watched, not what it learns.
-_NOT_SETTINGS = {
-    "game", "preset", "seed", "steps", "device", "run_dir", "resume",
-    "loop.eval_every", "loop.eval_episodes", "loop.checkpoint_every", "loop.keep_checkpoints",
-    "loop.log_every",
-}  # fmt: skip
 _PROTOCOL = ("sticky", "noop_max", "max_steps", "epsilon", "full_games", "reward_clipping")
 
 
@@ -58,7 +52,7 @@ class RunResult:
     @property
     def conditions(self) -> dict[str, Any]:
         """Settings, and what of the protocol they don't say."""
-        protocol = {k: v for k, v in self.protocol.items() if f"env.{k}" not in self.settings}
+        protocol = {k: v for k, v in self.protocol.items() if SAID_BY.get(k) not in self.settings}
         return {**self.settings, **protocol}
 
     @property
@@ -142,7 +136,8 @@ def make_report(
     Args:
         paths: run folders, or folders of run folders.
         policy: which of a result's scores: ``greedy`` or ``epsilon 0.01``.
-        ignore: settings (dotted names of config.json) that may differ within a group.
+        ignore: settings (dotted names of config.json, or what the protocol calls them) that may
+            differ within a group.
 
     Raises:
         UserError: a path without a run, a damaged file, no finished run, an unknown policy or
@@ -157,8 +152,8 @@ def make_report(
         if isinstance(run, str):
             left_out[str(path)] = run
             continue
-        known |= run.settings.keys()
-        run = replace(run, ignored=frozenset(ignore))
+        known |= run.settings.keys() | run.protocol.keys()
+        run = replace(run, ignored=either_name(ignore))
         twin = seen.setdefault((run.likeness, run.game, run.seed), path)
         if twin != path:
             left_out[str(path)] = f"the same game and seed as {twin}"
@@ -197,7 +192,7 @@ def read_run(path: Path, policy: str) -> RunResult | str:
             raise ValueError("a score")
         protocol = {key: played["protocol"][key] for key in _PROTOCOL}
         settings = dict(_flat(config))
-        for key in _NOT_SETTINGS:
+        for key in NOT_SETTINGS:
             settings.pop(key, None)
         return RunResult(
             path=path,

@@ -99,15 +99,20 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def _chapter(group: Group, policy: str) -> Chapter:
-    protocol, runs = group.protocol, group.runs
+    runs = group.runs
     played = sorted({len(run.scores) for run in runs})
     commits = sorted({"unknown" if run.commit is None else run.commit[:7] for run in runs})
     games, count = len(group.games), len(runs)
+
+    def said(key: str, form: str) -> str:
+        values = sorted({run.protocol[key] for run in runs})  # several where that is ignored
+        return " or ".join(format(value, form) for value in values)
+
     facts = [
         f"{count} {_s('run', count)}, {games} {_s('game', games)}; policy {policy} "
-        f"(epsilon {protocol['epsilon']:g}), {'-'.join(map(str, played))} full games a run",
-        f"protocol: sticky {protocol['sticky']:g}, up to {protocol['noop_max']} no-ops, "
-        f"cut off after {protocol['max_steps']:,} steps; wmfast {', '.join(commits)}",
+        f"(epsilon {said('epsilon', 'g')}), {'-'.join(map(str, played))} full games a run",
+        f"protocol: sticky {said('sticky', 'g')}, up to {said('noop_max', '')} no-ops, "
+        f"cut off after {said('max_steps', ',')} steps; wmfast {', '.join(commits)}",
     ]
     sections = [_games(group), _aggregates(group), *_published(group)]
     return Chapter(group.name, facts, [section for section in sections if section.rows], [

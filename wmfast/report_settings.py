@@ -16,19 +16,33 @@ Settings = Mapping[str, Any]
 
 ABSENT = "absent"
 
+# What may differ within a group: what a run is called and how it is watched, not what it learns.
+NOT_SETTINGS = {
+    "game", "preset", "seed", "steps", "device", "run_dir", "resume",
+    "loop.eval_every", "loop.eval_episodes", "loop.checkpoint_every", "loop.keep_checkpoints",
+    "loop.log_every",
+}  # fmt: skip
+
+SAID_BY = {"sticky": "env.sticky", "noop_max": "env.noop_max", "max_steps": "env.max_frames"}
+"""What the protocol of a score repeats, and the setting that it follows from."""
+
 _OFF: Settings = {
     "vqvae": None, "wm": None,
     "agent.act_with_target": False, "agent.curiosity": 0, "agent.gamma_start": 0,
     "agent.n_step_start": 0, "agent.reset_every": 0, "agent.shift": 0, "agent.token_dropout": 0,
     "agent.updates": 1, "agent.value_head": "scalar",
     "dyna.share": 0, "dyna.top_k": 0,
-    "world_model.copy_gate": False, "world_model.decay_share": 0, "world_model.rollout_steps": 1,
+    "world_model.copy_gate": False, "world_model.decay_share": 0,
+    "world_model.rollout_steps": 1, "world_model.rollout_share": 0,
     "world_model.motion_weight": 0, "world_model.eventness_weight": 0,
     "world_model.persistence_weight": 0,
 }  # fmt: skip
 
+_ROLLOUTS = ("world_model.rollout_", "world_model.teacher_forcing", "world_model.step_discount")
+
 # (switches, values, settings): where every switch has one of the values, the settings do nothing.
-# A setting is named by how its name begins.
+# A setting is named by how its name begins. A switch that does nothing by a rule above switches
+# nothing off: without rollouts the one of their two switches that is off says so.
 _IDLE: Sequence[tuple[Sequence[str], Sequence[Any], tuple[str, ...]]] = [
     (["loop.mode"], ["frozen", "staged"], ("continual.",)),
     (["dyna.share"], [0], ("dyna.",)),
@@ -44,11 +58,8 @@ _IDLE: Sequence[tuple[Sequence[str], Sequence[Any], tuple[str, ...]]] = [
         ("world_model.heads", "world_model.dropout", "world_model.tubelet"),
     ),
     (["world_model.reward_done_heads"], [False], ("world_model.done_weight",)),
-    (
-        ["world_model.rollout_steps"],
-        [1],
-        ("world_model.rollout_", "world_model.teacher_forcing", "world_model.step_discount"),
-    ),
+    (["world_model.rollout_steps"], [1], _ROLLOUTS),
+    (["world_model.rollout_share"], [0], _ROLLOUTS),
     (
         [f"world_model.{name}_weight" for name in ("motion", "eventness", "persistence")],
         [0],
@@ -83,6 +94,12 @@ def in_effect(settings: Settings, env_steps: int, ignored: Collection[str] = ())
     return kept
 
 
+def either_name(names: Collection[str]) -> frozenset[str]:
+    """These settings by the names that config.json has for them, and by those of the protocol."""
+    given = frozenset(names)
+    return given.union(*(pair for pair in SAID_BY.items() if given.intersection(pair)))
+
+
 def differences(
     groups: Sequence[tuple[Settings, int]], ignored: Collection[str] = ()
 ) -> list[dict[str, Any]]:
@@ -106,10 +123,12 @@ def _differ(values: Sequence[Any]) -> bool:
     return len({json.dumps(value) for value in values}) > 1
 
 
-def _is_idle(key: str, settings: Settings) -> bool:
+def _is_idle(key: str, settings: Settings, rules: int = len(_IDLE)) -> bool:
+    """Whether one of the first so many rules says so."""
     return any(
         key.startswith(idle)
         and key not in switches
         and all(settings.get(switch, _OFF.get(switch)) in values for switch in switches)
-        for switches, values, idle in _IDLE
+        and not any(_is_idle(switch, settings, rule) for switch in switches)
+        for rule, (switches, values, idle) in enumerate(_IDLE[:rules])
     )
