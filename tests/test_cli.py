@@ -161,6 +161,25 @@ def test_dream_and_eval_refuse_what_they_cannot_do(capsys: pytest.CaptureFixture
     assert "--seed -1" in refused(capsys, "eval", *run, "--seed", -1, train=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "other"),
+    [
+        ("--world-model", ["--episodes", "0"], "--run-dir"),
+        ("--world-model", ["--epsilon", "0.0"], "--run-dir"),
+        ("--world-model", ["--sticky", "0.25"], "--run-dir"),
+        ("--world-model", ["--seed", "0"], "--run-dir"),
+        ("--run-dir", ["--tier", "fast"], "--world-model"),
+        ("--run-dir", ["--gold", "gold_indices.json"], "--world-model"),
+    ],
+)
+def test_eval_refuses_what_would_do_nothing(
+    kind: str, option: list[str], other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, "eval", kind, "absent", *option, train=False)
+    assert f"{' '.join(option)}: is for" in line
+    assert other in line
+
+
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'fly'" in refused(capsys, "fly", train=False)
     assert "absent" in refused(capsys, "eval", "--run-dir", "absent", train=False)

@@ -43,7 +43,7 @@ from wmfast.train import (
     train_agent,
     train_world_model,
 )
-from wmfast.trained import load_trained
+from wmfast.trained import evaluate_world_model, load_trained
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -146,6 +146,20 @@ def test_a_finished_run_is_judged_by_the_world_model_that_it_kept(
     result.write_text("{")
     with pytest.raises(UserError, match=r"result\.json: damaged"):
         load_trained(run)
+
+
+def test_a_run_in_progress_has_no_frozen_steps_yet(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "gold_indices.json").unlink()
+    with pytest.raises(
+        UserError, match=r"run has no frozen steps yet, they are made"
+    ):
+        evaluate_world_model(run, tier="canary", gold=None)
+    theirs = evaluate_world_model(run, tier="canary", gold=finished[0] / "gold_indices.json")
+    assert theirs["steps"] > 0
 
 
 def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Path) -> None:

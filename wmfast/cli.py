@@ -37,18 +37,18 @@ class EvalOptions:
     """Folder of the run; its latest checkpoint plays full games, all at once."""
     world_model: Path | None = None
     """Folder of the run whose world model is judged on frozen, held-out steps."""
-    tier: Literal["canary", "fast", "gold"] = "fast"
-    """How many of them: 500, 6000, all (--world-model)."""
+    tier: Literal["canary", "fast", "gold"] | None = None
+    """How many of them: 500, 6000 (unless given), all (--world-model)."""
     gold: Path | None = None
     """`gold_indices.json` of another run with the same tokenizer (--world-model)."""
-    episodes: int = 10
-    """Games."""
-    epsilon: float = 0.0
-    """Probability of a random action; 0 is greedy."""
+    episodes: int | None = None
+    """Games; 10 unless given (--run-dir)."""
+    epsilon: float | None = None
+    """Probability of a random action; greedy unless given (--run-dir)."""
     sticky: float | None = None
-    """Sticky actions; as the run was trained unless given."""
-    seed: int = 0
-    """Seed of the games."""
+    """Sticky actions; as the run was trained unless given (--run-dir)."""
+    seed: int | None = None
+    """Seed of the games; 0 unless given (--run-dir)."""
     json: Path | None = None
     """Write the result here too."""
 
@@ -146,9 +146,21 @@ def _eval(arguments: list[str]) -> None:
             "wmfast eval needs --run-dir RUN (the agent) or --world-model RUN, not both"
         )
     if options.world_model is not None:
+        games = ("episodes", "epsilon", "sticky", "seed")
+        _refuse(options, games, "is for games (--run-dir), a world model is judged on frozen steps")
         _eval_world_model(options.world_model, options)
     elif options.run_dir is not None:
+        _refuse(
+            options, ("tier", "gold"), "is for frozen steps (--world-model), an agent plays games"
+        )
         _eval_agent(options.run_dir, options)
+
+
+def _refuse(options: EvalOptions, names: Sequence[str], why: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value is not None:
+            raise UserError(f"--{name} {value}: {why}")
 
 
 def _eval_agent(run_dir: Path, options: EvalOptions) -> None:
@@ -156,17 +168,17 @@ def _eval_agent(run_dir: Path, options: EvalOptions) -> None:
 
     evaluation = evaluate_run(
         run_dir,
-        episodes=options.episodes,
-        epsilon=options.epsilon,
+        episodes=10 if options.episodes is None else options.episodes,
+        epsilon=options.epsilon or 0.0,
         sticky=options.sticky,
-        seed=options.seed,
+        seed=options.seed or 0,
     )
     result = evaluation.as_json()
     _write_json(options.json, result)
     normalised = result["human_normalised"]
     human = "" if normalised is None else f", human-normalised {normalised:.3f}"
     scores = " ".join(f"{score:g}" for score in result["scores"])
-    print(f"{result['mean']:.1f} +- {result['std']:.1f} over {options.episodes} games{human}")
+    print(f"{result['mean']:.1f} +- {result['std']:.1f} over {len(result['scores'])} games{human}")
     print(f"scores: {scores}")
 
 
@@ -174,7 +186,7 @@ def _eval_world_model(run_dir: Path, options: EvalOptions) -> None:
     from wmfast.gold import as_text
     from wmfast.trained import evaluate_world_model
 
-    result = evaluate_world_model(run_dir, tier=options.tier, gold=options.gold)
+    result = evaluate_world_model(run_dir, tier=options.tier or "fast", gold=options.gold)
     _write_json(options.json, result)
     print(as_text(result))
 

@@ -96,6 +96,11 @@ def evaluate_world_model(run_dir: Path, *, tier: Tier, gold: Path | None) -> dic
     """
     trained = load_trained(run_dir)
     indices = run_dir / INDEX_FILE if gold is None else gold
+    if gold is None and not indices.exists():
+        raise UserError(
+            f"{run_dir} has no frozen steps yet, they are made when a run ends: "
+            "let it end, or name those of another run with --gold"
+        )
     bank = open_bank(indices)
     if bank.game != trained.config.game:
         raise UserError(f"{indices}: steps of {bank.game}, the run plays {trained.config.game}")
