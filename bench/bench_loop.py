@@ -45,7 +45,7 @@ def config() -> Config:
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parts]:
     threads = torch.get_num_threads()
     made = build(config())
-    use_cores(made)
+    use_cores(made.device, made.tokenizer, made.world_model, made.agent)
     folder = tmp_path_factory.mktemp("loop")
     with made.envs, MetricsLog(Path(folder)) as log, Reporter.create(1, every_s=1e9) as reporter:
         prepare(made, log, reporter, lambda: False)

@@ -11,17 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from wmfast.build import Parts, build
-from wmfast.checkpoint import load_checkpoint
 from wmfast.cli import parse
 from wmfast.config import Config, TokenizerConfig, WorldModelConfig
 from wmfast.config_json import config_from_json
@@ -33,17 +32,17 @@ from wmfast.models.tokenizer import build_tokenizer
 from wmfast.presets import PRESETS
 from wmfast.progress import Reporter
 from wmfast.resume import restore, save
-from wmfast.rundir import RunDir, create_run, load_config
+from wmfast.rundir import RunDir, create_run, load_config, resume_run
 from wmfast.train import (
     collect,
     dream,
     due,
     is_rollout,
     learning_rate,
+    train,
     train_agent,
     train_world_model,
 )
-from wmfast.trained import evaluate_world_model, load_trained
 from wmfast.warmup import prepare, split_frames
 
 SMOKE = replace(PRESETS["smoke"], game="breakout", device="cpu")
@@ -124,42 +123,26 @@ def test_eval_and_dream_use_a_finished_run(finished: tuple[Path, str], tmp_path:
     assert gif.read_bytes()[:3] == b"GIF"
 
 
-def test_a_finished_run_is_judged_by_the_world_model_that_it_kept(
-    finished: tuple[Path, str], tmp_path: Path
+def test_the_last_evaluations_stay_in_the_metrics_of_a_run_that_goes_on(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
-    path = run / "models" / "world_model.safetensors"
-    _, weights = read_model(path, "world_model")
-    model = load_trained(run).world_model
-    assert all(value.equal(weights[name]) for name, value in model.state_dict().items())
-    # Say that an earlier one was the best dreamer.
-    torch.nn.init.constant_(model.norm.bias, 0.5)
-    save_model(path, model, "world_model", load_config(run).world_model, read_meta(path))
-    assert load_trained(run).world_model.norm.bias.eq(0.5).all()
-    # A run that went on since then has not chosen yet: what it has now counts.
-    result = run / "result.json"
-    result.write_text(json.dumps(json.loads(result.read_text()) | {"env_steps": 400}))
-    latest = load_trained(run).world_model.state_dict()
-    saved = load_checkpoint(run).file("world_model.safetensors")
-    assert all(value.equal(latest[name]) for name, value in load_file(saved).items())
-    result.write_text("{")
-    with pytest.raises(UserError, match=r"result\.json: damaged"):
-        load_trained(run)
+    rows = read_metrics(run / "metrics.jsonl")
 
+    def go_on(steps: int) -> list[dict[str, Any]]:
+        config = replace(load_config(run), steps=steps, run_dir=run)
+        with resume_run(config, device="cpu", protocol={}, need_bytes=0) as opened:
+            assert train(opened, config) is None
+        return read_metrics(run / "metrics.jsonl")
 
-def test_a_run_in_progress_has_no_frozen_steps_yet(
-    finished: tuple[Path, str], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished[0], run)
-    (run / "gold_indices.json").unlink()
-    with pytest.raises(
-        UserError, match=r"run has no frozen steps yet, they are made"
-    ):
-        evaluate_world_model(run, tier="canary", gold=None)
-    theirs = evaluate_world_model(run, tier="canary", gold=finished[0] / "gold_indices.json")
-    assert theirs["steps"] > 0
+    monkeypatch.setattr("wmfast.train.stop_on_signal", lambda: nullcontext(lambda: True))
+    assert go_on(700) == rows
+    assert go_on(700) == rows
+    # Without a further step they are played again, and their rows come anew.
+    trained = go_on(600)
+    assert trained == rows[: len(trained)]
+    assert [row["env_step"] for row in trained if "eval/greedy/return" in row] == [400]
 
 
 def test_models_of_a_run_start_another(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -235,14 +235,14 @@ def build(config: Config, replay: TokenReplay | None = None, env_step: int = 0) 
     )
 
 
-def use_cores(parts: Parts) -> None:
+def use_cores(device: torch.device, *networks: nn.Module) -> None:
     """Small networks on a CPU: one thread an operation, agent and world model side by side.
 
     Two threads an operation ran the ``cpu`` preset's updates a quarter faster on two idle cores,
-    and 10 to 30 times slower whenever another program wanted one of them.
+    and 10 to 30 times slower whenever another program wanted one of them. The last digits of a
+    transformer's sums depend on their number too.
     """
-    networks = (parts.tokenizer, parts.world_model, parts.agent)
-    if parts.device.type == "cpu" and not any(bf16_wins(net, parts.device) for net in networks):
+    if device.type == "cpu" and not any(bf16_wins(net, device) for net in networks):
         torch.set_num_threads(1)
 
 

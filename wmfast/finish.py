@@ -22,6 +22,7 @@ from wmfast.models.tokenizer import tokenizer_quality
 from wmfast.progress import Reporter
 from wmfast.quality import world_model_quality
 from wmfast.recording import Frames, Recording
+from wmfast.resume import RESULT_FILE
 from wmfast.rundir import RunDir
 from wmfast.selection import keep_best, put_aside
 
@@ -212,6 +213,7 @@ def _save_result(
         "seed": summary.seed,
         "env_steps": summary.env_steps,
         "wall_s": summary.wall_s,
+        "metrics_bytes": (run.path / METRICS_FILE).stat().st_size,
         "scores": summary.scores,
         "tokenizer_held_out": summary.tokenizer,
         "tokenizer_played": played,
@@ -219,6 +221,6 @@ def _save_result(
         "world_model_gold": gold,
         "seconds": summary.seconds,
     }
-    path = run.path / "result.json"
+    path = run.path / RESULT_FILE
     with one_line_errors("write", path):
         write_atomic(path, json.dumps(result, indent=1).encode())

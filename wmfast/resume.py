@@ -7,9 +7,10 @@ not: ale-py's vector env cannot restore a game, so each game begins anew, from s
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from wmfast.build import RECENT_GAMES, Counters, Parts, build
 from wmfast.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from wmfast.config import Config
 from wmfast.continual import FRAMES_FILE
+from wmfast.disk import one_line_errors
 from wmfast.errors import UserError
 from wmfast.metrics import METRICS_FILE
 from wmfast.rng_state import restore_rng, rng_state
 from wmfast.rundir import RunDir
 
+RESULT_FILE = "result.json"
 _REPLAY_FILE = "replay.bin"
 
 
@@ -100,6 +103,41 @@ def restore(run: RunDir, config: Config) -> Parts | None:
     generators = {name: value for name, value in _generators(parts).items() if name in saved}
     restore_rng(generators, saved)
     return parts
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Where a run has ended."""
+
+    env_step: int
+    metrics_bytes: int
+    """Of metrics.jsonl with the rows of the last evaluations (0: an earlier version's run)."""
+
+
+def run_end(run_dir: Path) -> RunEnd | None:
+    """The last end of a run, by its result; None before its first."""
+    result = run_dir / RESULT_FILE
+    if not result.exists():
+        return None
+    with one_line_errors("read", result):
+        text = result.read_text()
+    try:
+        facts = json.loads(text)
+        return RunEnd(int(facts["env_steps"]), int(facts.get("metrics_bytes", 0)))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{result}: damaged, it holds no env_steps") from error
+
+
+def metrics_to_keep(run: RunDir, parts: Parts) -> int:
+    """Bytes of metrics.jsonl after which a run that goes on writes its rows.
+
+    A checkpoint comes before the last evaluations. They are played again where no more steps follow
+    it; where some do, their rows are of the run's past.
+    """
+    counters, end = parts.counters, run_end(run.path)
+    if end is not None and end.env_step == counters.env_step < parts.config.steps:
+        return max(counters.metrics_bytes, end.metrics_bytes)
+    return counters.metrics_bytes
 
 
 def _generators(parts: Parts) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from wmfast.dyna import joined
 from wmfast.finish import evaluate, finish
 from wmfast.metrics import MetricsLog
 from wmfast.progress import Reporter
-from wmfast.resume import restore, save
+from wmfast.resume import metrics_to_keep, restore, save
 from wmfast.rundir import RunDir
 from wmfast.warmup import prepare
 
@@ -37,10 +37,10 @@ def train(run: RunDir, config: Config) -> Summary | None:
     """
     with stop_on_signal() as stopped, Reporter.create(config.steps) as reporter:
         parts = restore(run, config) or build(config)
-        use_cores(parts)
+        use_cores(parts.device, parts.tokenizer, parts.world_model, parts.agent)
         begun = parts.counters.env_step > 0
         resume_at = parts.counters.env_step if begun else -1
-        keep_bytes = parts.counters.metrics_bytes
+        keep_bytes = metrics_to_keep(run, parts)
         with (
             parts.envs,
             MetricsLog(run.path, resume_at=resume_at, keep_bytes=keep_bytes) as log,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from wmfast.agent import DoubleDQN
+from wmfast.build import use_cores
 from wmfast.checkpoint import load_checkpoint
 from wmfast.config import Config, EnvConfig
 from wmfast.disk import one_line_errors
@@ -20,11 +20,12 @@ from wmfast.evaluate import Evaluation, play
 from wmfast.gold import gold_evaluation
 from wmfast.gold_bank import INDEX_FILE, Tier, codes_checksum, open_bank
 from wmfast.media import save_dream_gif
-from wmfast.model_file import read_model
+from wmfast.model_file import read_meta, read_model
 from wmfast.models.prediction import WorldModel
 from wmfast.models.tokenizer import Tokenizer, build_tokenizer
 from wmfast.models.world_model import build_world_model
 from wmfast.recording import Recording
+from wmfast.resume import run_end
 from wmfast.rundir import load_config
 from wmfast.weights import load_weights
 
@@ -35,7 +36,8 @@ _MOST_STEPS = 5_000  # of a dream, and before it
 class Trained:
     """The networks of a run's latest checkpoint, on the CPU, in eval mode.
 
-    Of a run that ended there, the world model is the one that it kept: its best dreamer.
+    Of a run that ended there, the world model is the one that it kept: its best dreamer, if it
+    knows this tokenizer's codes.
     """
 
     config: Config
@@ -59,23 +61,26 @@ def load_trained(run_dir: Path) -> Trained:
     checkpoint.restore_module("tokenizer", tokenizer)
     checkpoint.restore_module("world_model", world_model)
     checkpoint.restore_module("agent", agent)
-    if _ended_at(run_dir) == checkpoint.state["counters"]["env_step"]:
-        kept = run_dir / "models" / "world_model.safetensors"
+    end = run_end(run_dir)
+    kept = run_dir / "models" / "world_model.safetensors"
+    # In mode full a run that goes on trains its tokenizer before it plays another step.
+    if (
+        end is not None
+        and end.env_step == checkpoint.state["counters"]["env_step"]
+        and read_meta(kept).get("codes") == codes_checksum(tokenizer.codes)
+    ):
         load_weights(world_model, read_model(kept, "world_model")[1], str(kept))
     return Trained(config, tokenizer.eval(), world_model.eval(), agent.eval())
 
 
-def _ended_at(run_dir: Path) -> int | None:
-    """The env step that the run's result is of; None before its end."""
-    result = run_dir / "result.json"
-    if not result.exists():
-        return None
-    with one_line_errors("read", result):
-        text = result.read_text()
-    try:
-        return int(json.loads(text)["env_steps"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{result}: damaged, it holds no env_steps") from error
+def _opened(run_dir: Path) -> Trained:
+    """The run's networks; small ones have one thread, as in the run: to the digit the same figures.
+
+    Large ones have all of torch's threads, of which the last digits depend.
+    """
+    trained = load_trained(run_dir)
+    use_cores(torch.device("cpu"), trained.tokenizer, trained.world_model, trained.agent)
+    return trained
 
 
 def evaluate_run(
@@ -83,7 +88,7 @@ def evaluate_run(
 ) -> Evaluation:
     """Full games by the run's agent; `sticky` as in training unless given."""
     _check_seed(seed)
-    trained = load_trained(run_dir)
+    trained = _opened(run_dir)
     env = trained.config.env if sticky is None else replace(trained.config.env, sticky=sticky)
     return _play(trained, env, seed=seed, episodes=episodes, epsilon=epsilon)
 
@@ -94,7 +99,7 @@ def evaluate_world_model(run_dir: Path, *, tier: Tier, gold: Path | None) -> dic
     Raises:
         UserError: no run, no frozen steps, or steps of another game or tokenizer.
     """
-    trained = load_trained(run_dir)
+    trained = _opened(run_dir)
     indices = run_dir / INDEX_FILE if gold is None else gold
     if gold is None and not indices.exists():
         raise UserError(
@@ -136,7 +141,7 @@ def dream_of_run(
     _check_seed(seed)
     if out is not None and out.suffix.lower() != ".gif":
         raise UserError(f"--out {out}: must end in .gif")
-    trained = load_trained(run_dir)
+    trained = _opened(run_dir)
     recording = Recording(1, start + steps + 1, vocab_size=trained.tokenizer.vocab_size, seed=seed)
     evaluation = _play(
         trained, trained.config.env, seed=seed, episodes=1, epsilon=0.0, recording=recording
