@@ -38,7 +38,7 @@ def segments(batch: int) -> Segments:
     zeros = torch.zeros(batch, 1, dtype=torch.bool)
     actions = torch.randint(ACTIONS, (batch, 1), generator=g)
     return Segments(
-        *(x.to(DEVICE) for x in (tokens, actions, torch.zeros(batch, 1), zeros, ~zeros))
+        *(x.to(DEVICE) for x in (tokens, actions, torch.zeros(batch, 1), zeros, ~zeros, zeros))
     )
 
 

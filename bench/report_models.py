@@ -36,7 +36,7 @@ def _segments(clock: Clock, config: Config, batch: int) -> Segments:
     tokens = _tokens(clock, batch, HISTORY + 1, vocab=config.tokenizer.codebook_size)
     zeros = torch.zeros(batch, 1, dtype=torch.bool, device=clock.device)
     action = torch.randint(ACTIONS, (batch, 1), device=clock.device)
-    return Segments(tokens, action, zeros.float(), zeros, ~zeros)
+    return Segments(tokens, action, zeros.float(), zeros, ~zeros, zeros)
 
 
 def _agent(clock: Clock, config: Config, compiled: bool) -> tuple[DoubleDQN, TrainStep]:

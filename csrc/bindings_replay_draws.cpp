@@ -104,11 +104,15 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
   py::array reward = output<float>(out, "reward", steps);
   py::array terminated = output<bool>(out, "terminated", steps);
   py::array mask = output<bool>(out, "mask", steps);
-  require_disjoint(out, {{"tokens", &tokens},
-                         {"action", &action},
-                         {"reward", &reward},
-                         {"terminated", &terminated},
-                         {"mask", &mask}});
+  const bool with_lives = out.is_none() || out.contains("life_lost");
+  py::array life_lost = with_lives ? output<bool>(out, "life_lost", steps) : py::array();
+  std::vector<std::pair<const char*, const py::array*>> arrays{{"tokens", &tokens},
+                                                               {"action", &action},
+                                                               {"reward", &reward},
+                                                               {"terminated", &terminated},
+                                                               {"mask", &mask}};
+  if (with_lives) arrays.emplace_back("life_lost", &life_lost);
+  require_disjoint(out, arrays);
   const auto bytes = [](py::array& array) {
     return std::span(static_cast<std::uint8_t*>(array.mutable_data()),
                      static_cast<std::size_t>(array.size()));
@@ -118,18 +122,22 @@ Batch sample_sequences(TokenReplay& replay, py::ssize_t batch_size, py::ssize_t 
                         .action = mutable_view<std::int64_t>(action),
                         .reward = mutable_view<float>(reward),
                         .terminated = bytes(terminated),
-                        .mask = bytes(mask)};
+                        .mask = bytes(mask),
+                        .life_lost = {}};
+  if (with_lives) target.life_lost = bytes(life_lost);
   std::optional<Recent> window;
   if (recent) window = Recent{recent->first, recent->second};
   {
     const GilReleased release;
     replay.sample_sequences(target, window);
   }
-  return Batch({{"tokens", tokens},
+  Fields fields{{"tokens", tokens},
                 {"action", action},
                 {"reward", reward},
                 {"terminated", terminated},
-                {"mask", mask}});
+                {"mask", mask}};
+  if (with_lives) fields.emplace_back("life_lost", life_lost);
+  return Batch(std::move(fields));
 }
 
 Batch get(const TokenReplay& replay, const py::object& index) {

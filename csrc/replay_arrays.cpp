@@ -51,7 +51,7 @@ TokenSpan tokens_of(py::array& array) {
 }
 
 void require_disjoint(const py::object& out,
-                      std::initializer_list<std::pair<const char*, const py::array*>> arrays) {
+                      const std::vector<std::pair<const char*, const py::array*>>& arrays) {
   if (out.is_none()) return;
   for (auto one = arrays.begin(); one != arrays.end(); ++one) {
     for (auto other = arrays.begin(); other != one; ++other) {

@@ -33,6 +33,6 @@ TokenSpan tokens_of(py::array& array);
 
 // The caller's arrays may not share memory: what was written first would be overwritten.
 void require_disjoint(const py::object& out,
-                      std::initializer_list<std::pair<const char*, const py::array*>> arrays);
+                      const std::vector<std::pair<const char*, const py::array*>>& arrays);
 
 }  // namespace wmfast::bindings

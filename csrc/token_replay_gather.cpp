@@ -162,6 +162,9 @@ void TokenReplay::gather_sequence(const SequenceOutput& out, std::size_t i,
     out.reward[base + taken] = store_.reward(row);
     out.terminated[base + taken] = bits & row_bits::kTerminated ? 1 : 0;
     out.mask[base + taken] = 1;
+    if (!out.life_lost.empty()) {
+      out.life_lost[base + taken] = bits & row_bits::kLifeLost ? 1 : 0;
+    }
     ++taken;
     final = store_.final_of(row);
     if (bits & row_bits::kEnded) break;
@@ -170,6 +173,9 @@ void TokenReplay::gather_sequence(const SequenceOutput& out, std::size_t i,
   std::fill_n(&out.reward[base] + taken, length - taken, 0.0f);
   std::fill_n(&out.terminated[base] + taken, length - taken, std::uint8_t{0});
   std::fill_n(&out.mask[base] + taken, length - taken, std::uint8_t{0});
+  if (!out.life_lost.empty()) {
+    std::fill_n(&out.life_lost[base] + taken, length - taken, std::uint8_t{0});
+  }
 
   const std::size_t frame_bytes = store_.codec().frame_bytes();
   std::byte* at = out.tokens.at(i * (history_ + length) * tokens_);

@@ -125,7 +125,7 @@ class Oracle:
         return rows
 
     def sequence(self, env: int, step: int, length: int):
-        """(tokens, action, reward, terminated, mask) of the run that starts at the row."""
+        """(tokens, action, reward, terminated, mask, life_lost) of the run from the row on."""
         episode = self.episode_of(env, step)
         start = step - episode.first
         tokens = list(self.stack(episode, start))
@@ -133,7 +133,8 @@ class Oracle:
         for at in range(start, start + length):
             real = at < len(episode.steps) and at + 1 < len(episode.frames)
             tokens.append(episode.frames[at + 1] if real else tokens[-1])
-            action, reward, terminated, *_ = episode.steps[at] if real else [0, 0.0, False]
-            columns.append((action, reward, terminated, real))
-        action, reward, terminated, mask = map(np.array, zip(*columns, strict=True))
-        return np.stack(tokens), action, reward, terminated, mask
+            nothing = [0, 0.0, False, False, False]
+            action, reward, terminated, _, life_lost = episode.steps[at] if real else nothing
+            columns.append((action, reward, terminated, real, life_lost))
+        action, reward, terminated, mask, life_lost = map(np.array, zip(*columns, strict=True))
+        return np.stack(tokens), action, reward, terminated, mask, life_lost

@@ -19,9 +19,9 @@ CONFIG = DynaConfig(share=0.25, seeds=6, horizon=3, trust_decay=0.95)
 class Counter(WorldModel):
     """The next frame is the last plus the action. Reward and end depend on the frame's number."""
 
-    def __init__(self, sure: float = 9.0) -> None:
+    def __init__(self, sure: float = 9.0, lives: bool = False) -> None:
         super().__init__()
-        self.sure = sure
+        self.sure, self.lives = sure, lives
         self.rewards = torch.tensor([[0.0, 0.0, 1.0], [2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
         self.ends = torch.tensor([-1.0, 0.5, -2.0])
 
@@ -36,6 +36,7 @@ class Counter(WorldModel):
             self.rewards[kind_b],
             torch.ones(len(action_b)),
             self.ends[kind_b],
+            self.ends[kind_b.flip(0)] if self.lives else None,
         )
 
 
@@ -55,6 +56,7 @@ def seeds(batch: int = 6, surprising: tuple[int, ...] = ()) -> Segments:
         torch.zeros(batch, 1),
         torch.zeros(batch, 1, dtype=torch.bool),
         torch.ones(batch, 1, dtype=torch.bool),
+        torch.zeros(batch, 1, dtype=torch.bool),
     )
 
 
@@ -101,6 +103,16 @@ def test_every_imagined_step_is_a_transition_with_the_agents_return(n_step):
         assert dreams.trust[row].item() == pytest.approx(trust * 0.95**last, rel=1e-4)
         found += 1
     assert found == 18
+
+
+def test_a_lost_life_stops_a_return_as_an_end_does():
+    plain, dreams = pool(), pool()
+    plain.refresh(Counter(), policy, seeds(batch=1), **RETURNS)
+    dreams.refresh(Counter(lives=True), policy, seeds(batch=1), **RETURNS)
+    # Of one seed a life is lost with the probability that the game ends: both must go on.
+    first, last = plain.discount[2] / GAMMA, dreams.discount[2] / GAMMA
+    assert last.item() == pytest.approx(first.item() ** 2, rel=1e-5)
+    assert not torch.equal(dreams.reward[:1], plain.reward[:1])
 
 
 def test_tokens_are_sampled_as_configured():

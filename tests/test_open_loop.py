@@ -38,6 +38,7 @@ def film(steps: int, moves: int, batch: int = 2) -> Segments:
         torch.zeros(batch, steps),
         torch.zeros(batch, steps, dtype=torch.bool),
         torch.ones(batch, steps, dtype=torch.bool),
+        torch.zeros(batch, steps, dtype=torch.bool),
     )
 
 

@@ -89,6 +89,7 @@ def test_one_real_training_step_of_each_network(name: str) -> None:
         reward_bs=torch.tensor([[10.0]]),
         terminated_bs=torch.tensor([[False]]),
         mask_bs=torch.tensor([[True]]),
+        life_lost_bs=torch.tensor([[True]]),
     )
     agent = DoubleDQN(config.agent, vocab_size=vocab_size, num_actions=actions)
     history = torch.randint(vocab_size, (2, 1, 4, 336))

@@ -53,6 +53,7 @@ def segments(
         torch.tensor(rewards)[:, None],
         torch.tensor(ended)[:, None],
         torch.tensor(mask)[:, None],
+        torch.zeros(batch, 1, dtype=torch.bool),
     )
 
 

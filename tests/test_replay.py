@@ -172,6 +172,9 @@ def test_sequences_follow_the_episode_and_mask_what_comes_after() -> None:
     assert runs.reward[i].tolist() == [1, 2, 0]
     assert runs.terminated[i].tolist() == [False, True, False]
     assert runs.mask[i].tolist() == [True, True, False]
+    assert not runs.life_lost.any()
+    without = {name: runs[name].copy() for name in runs if name != "life_lost"}
+    assert "life_lost" not in replay.sample_sequences(64, 3, out=without)
     i = by_start[205]  # the head of the ring
     assert frames_of(runs.tokens[i]) == [204, 205, 206, 206, 206]
     assert runs.mask[i].tolist() == [True, False, False]

@@ -42,6 +42,7 @@ def segments(steps: int, seed: int = 0) -> Segments:
         reward_bs=torch.zeros(B, steps),
         terminated_bs=torch.zeros(B, steps, dtype=torch.bool),
         mask_bs=torch.ones(B, steps, dtype=torch.bool),
+        life_lost_bs=torch.zeros(B, steps, dtype=torch.bool),
     )
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from wmfast.models.conv_world_model import sample_cells
-from wmfast.models.prediction import Prediction, RewardDoneHeads, WorldModel
+from wmfast.models.events import RewardDoneHeads
+from wmfast.models.prediction import Prediction, WorldModel
 from wmfast.types import Segments
 
 K, V = 336, 5
@@ -26,6 +27,7 @@ def prediction(batch: int, seed: int = 0, *, copy_gate: bool, heads: bool = True
         reward_sign_logits_bc=normal(batch, 3) if heads else None,
         reward_magnitude_b=normal(batch) + 2 if heads else None,
         done_logit_b=normal(batch) if heads else None,
+        life_logit_b=normal(batch) if heads else None,
     )
 
 
@@ -40,7 +42,13 @@ class Fixed(WorldModel):
         return self.answer
 
 
-def segments(answer: Prediction, reward: list[float], ended: list[bool], mask: list[bool]):
+def segments(
+    answer: Prediction,
+    reward: list[float],
+    ended: list[bool],
+    mask: list[bool],
+    lost: list[bool] | None = None,
+):
     """Targets equal the last frame in 300 of 336 cells."""
     g = torch.Generator().manual_seed(9)
     batch = len(reward)
@@ -53,6 +61,7 @@ def segments(answer: Prediction, reward: list[float], ended: list[bool], mask: l
         torch.tensor(reward)[:, None],
         torch.tensor(ended)[:, None],
         torch.tensor(mask)[:, None],
+        torch.tensor(lost or [False] * batch)[:, None],
     )
 
 
@@ -103,7 +112,8 @@ def test_ties_go_to_the_lowest_token():
 def test_loss_of_live_masked_and_ended_rows():
     answer = prediction(4, copy_gate=True)
     rewards, ended = [0.0, 50.0, -10.0, 7.0], [False, False, True, False]
-    batch = segments(answer, rewards, ended, mask=[True, True, True, False])
+    lost = [False, True, False, True]
+    batch = segments(answer, rewards, ended, mask=[True, True, True, False], lost=lost)
     loss, metrics = Fixed(answer, done_weight=20.0).loss(batch)
 
     # Tokens: rows 0 and 1; row 2 ended (its frame is stale), row 3 is masked.
@@ -129,7 +139,11 @@ def test_loss_of_live_masked_and_ended_rows():
     shifted = (answer.done_logit_b.double() + math.log(20.0)).sigmoid().tolist()
     bce = -math.log(1 - shifted[0]) - math.log(1 - shifted[1]) - 20 * math.log(shifted[2])
     assert metrics["done_loss"] == pytest.approx(bce / 3, rel=1e-5)
-    assert loss.item() == pytest.approx(nll.item() + reward + bce / 3, rel=1e-5)
+    # A lost life, in row 1, likewise.
+    shifted = (answer.life_logit_b.double() + math.log(20.0)).sigmoid().tolist()
+    lives = -math.log(1 - shifted[0]) - 20 * math.log(shifted[1]) - math.log(1 - shifted[2])
+    assert metrics["life_loss"] == pytest.approx(lives / 3, rel=1e-5)
+    assert loss.item() == pytest.approx(nll.item() + reward + (bce + lives) / 3, rel=1e-5)
 
 
 def test_stale_frames_and_masked_rows_never_matter():
@@ -163,25 +177,28 @@ def test_without_heads_there_is_a_token_loss_only():
     assert set(metrics) == {"token_loss", "token_accuracy", "copy_accuracy", "changed_accuracy"}
 
 
-def test_done_is_calibrated_under_the_weight():
+@pytest.mark.parametrize("rare", ["done", "life"])
+def test_rare_ends_are_calibrated_under_the_weight(rare):
     """One end in 50 steps and a constant input: the best constant answer is 1 / 50."""
-    heads = RewardDoneHeads(1, done_weight=20.0)
-    ended = torch.arange(100) % 50 == 0
-    optimiser = torch.optim.LBFGS(heads.done.parameters(), max_iter=50)
+    heads = RewardDoneHeads(1, done_weight=20.0, lives=True)
+    happens, never = (torch.arange(100) % 50 == 0).tolist(), [False] * 100
+    optimiser = torch.optim.LBFGS(getattr(heads, rare).parameters(), max_iter=50)
     pooled = torch.ones(100, 1)
     model = Fixed(prediction(100, copy_gate=False))
-    batch = segments(model.answer, [0.0] * 100, ended.tolist(), mask=[True] * 100)
+    ended, lost = (happens, never) if rare == "done" else (never, happens)
+    batch = segments(model.answer, [0.0] * 100, ended, mask=[True] * 100, lost=lost)
+    logit = f"{rare}_logit_b"
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        model.answer = model.answer._replace(done_logit_b=heads(pooled)[2])
+        model.answer = model.answer._replace(**{logit: getattr(heads(pooled), logit)})
         _, _ = model.loss(batch)
         loss = model.loss(batch)[0]
         loss.backward()
         return loss
 
     optimiser.step(closure)
-    assert heads(pooled)[2].sigmoid()[0].item() == pytest.approx(0.02, rel=0.01)
+    assert getattr(heads(pooled), logit).sigmoid()[0].item() == pytest.approx(0.02, rel=0.01)
 
 
 def test_expected_reward_is_sign_times_expm1_of_the_magnitude():

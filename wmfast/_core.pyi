@@ -24,6 +24,7 @@ class Batch:
     index: npt.NDArray[np.int64]
     terminated: npt.NDArray[np.bool_]
     mask: npt.NDArray[np.bool_]
+    life_lost: npt.NDArray[np.bool_]
     def __getitem__(self, name: str) -> npt.NDArray[Any]: ...
     def __iter__(self) -> Iterator[str]: ...
     def __contains__(self, name: str) -> bool: ...
@@ -159,7 +160,8 @@ class TokenReplay:
         Returns a batch of ``tokens`` (B, H + S, K) uint16; ``action`` (B, S) int64, chosen on
         frame H - 1 + i of ``tokens``; ``reward`` (B, S) float32, raw; ``terminated`` (B, S) bool;
         ``mask`` (B, S) bool, False past the end of the episode or of what is stored: there the
-        last frame is repeated and the rest is 0. The frame after a terminated step is the final
+        last frame is repeated and the rest is 0; ``life_lost`` (B, S) bool, as it was given (with
+        ``out`` only if it is one of its arrays). The frame after a terminated step is the final
         frame as it was given; emulators may return a stale one there. ``recent=(k, fraction)``: the
         first round(fraction * B) rows are drawn from the last k env steps (over all envs).
 

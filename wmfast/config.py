@@ -86,6 +86,8 @@ class WorldModelConfig:
     """Mix "copy the last token" with the predicted distribution by a learned gate."""
     reward_done_heads: bool = True
     """Predict reward and end too (v3); off in v2.1."""
+    life_head: bool = False
+    """With `reward_done_heads`: predict lost lives too; returns stop there, also those of Dyna."""
     done_weight: float = 20.0
     """Weight of the rare positives of the done head."""
     batch_size: int = 16

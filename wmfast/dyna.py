@@ -9,8 +9,9 @@ is the seed's.)
     below the threshold: dropped; each imagined step that a transition rests on: times the decay
 
 Rewards are expected signs, P(+) - P(-), and ends are probabilities: a transition's return counts
-each step by the chance that the game still goes on. A head that seldom dares to say "reward" would
-teach the agent that nothing pays; its probabilities are right on average.
+each step by the chance that it is not over, with the game or with a life, as real returns are. A
+head that seldom dares to say "reward" would teach the agent that nothing pays; its probabilities
+are right on average.
 
 Dimension legend in ``wmfast.types``; p rows of the pool.
 """
@@ -179,9 +180,11 @@ def joined(real: Transitions, imagined: Transitions) -> Transitions:
 
 
 def _events(prediction: Prediction) -> tuple[Tensor, Tensor]:
-    """Expected sign of the reward and probability of the end, float32 (B,)."""
+    """Expected sign of the reward and probability that the return stops, float32 (B,)."""
     sign_logits_bc, done_b = prediction.reward_sign_logits_bc, prediction.done()
+    life_b = prediction.life_lost()
     if sign_logits_bc is None or done_b is None:
         raise ValueError("Dyna needs a world model with reward and done heads")
     sign_bc = sign_logits_bc.float().softmax(-1)
-    return sign_bc[:, 2] - sign_bc[:, 0], done_b
+    stop_b = done_b if life_b is None else 1 - (1 - done_b) * (1 - life_b)
+    return sign_bc[:, 2] - sign_bc[:, 0], stop_b

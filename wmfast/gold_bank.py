@@ -97,6 +97,7 @@ class GoldBank:
             reward_bs=torch.from_numpy(np.stack(rewards, axis=1)),
             terminated_bs=torch.from_numpy(np.stack(ended, axis=1)),
             mask_bs=torch.from_numpy(np.stack(masks, axis=1)),
+            life_lost_bs=torch.zeros(len(ids), horizon, dtype=torch.bool),  # recordings have none
         )
 
 

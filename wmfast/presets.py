@@ -21,6 +21,7 @@ _CPU_WORLD_MODEL = WorldModelConfig(
     d_model=64,
     layers=2,
     copy_gate=True,
+    life_head=True,
     batch_size=32,
     learning_rate=5e-3,
     decay_share=0.25,
@@ -83,7 +84,9 @@ PRESETS: dict[str, Config] = {
         preset="atari100k",
         steps=100_000,
         tokenizer=TokenizerConfig(kind="patch", channels=64, residual_blocks=4, train_steps=3000),
-        world_model=WorldModelConfig(tubelet=(4, 2, 2), copy_gate=True, batch_size=32, every=16),
+        world_model=WorldModelConfig(
+            tubelet=(4, 2, 2), copy_gate=True, life_head=True, batch_size=32, every=16
+        ),
         # Schedules, resets and optimiser of BBF (Schwarzer et al. 2023, its BBF.gin) unless said
         # otherwise; network, warm-up and exponents of the priorities are this project's own, and
         # there is no self-predictive loss.
@@ -126,6 +129,7 @@ PRESETS: dict[str, Config] = {
             d_model=16,
             layers=1,
             copy_gate=True,
+            life_head=True,
             batch_size=4,
             every=40,
             rollout_steps=3,

@@ -143,6 +143,7 @@ class SegmentDraw:
             "reward": (steps, np.float32),
             "terminated": (steps, np.bool_),
             "mask": (steps, np.bool_),
+            "life_lost": (steps, np.bool_),
         }
 
     def into(self, out: Arrays | None, beta: float) -> Batch:
@@ -155,6 +156,7 @@ class SegmentDraw:
             reward_bs=tensors["reward"],
             terminated_bs=tensors["terminated"],
             mask_bs=tensors["mask"],
+            life_lost_bs=tensors["life_lost"],
         )
 
 

@@ -50,3 +50,4 @@ class Segments(NamedTuple):
     reward_bs: Tensor  # float32 (B, S) raw, unclipped
     terminated_bs: Tensor  # bool (B, S); the frame after a termination is stale: never a target
     mask_bs: Tensor  # bool (B, S); False past the end of the episode
+    life_lost_bs: Tensor  # bool (B, S); the agent's returns stop here, the episode goes on

@@ -133,15 +133,17 @@ class Session {
     std::vector<std::uint16_t> tokens(frames * replay_->frame_tokens(), 0xFFFF);
     std::vector<std::int64_t> action(count);
     std::vector<float> reward(count);
-    std::vector<std::uint8_t> terminated(count, 9), mask(count, 9);
+    std::vector<std::uint8_t> terminated(count, 9), mask(count, 9), lost(count, 9);
     std::optional<wmfast::Recent> recent;
     if (kind & 1) recent = wmfast::Recent{1 + kind / 2, (kind & 2) != 0 ? 1.0 : 0.5};
-    const wmfast::SequenceOutput out{.length = length,
-                                     .tokens = tokens,
-                                     .action = action,
-                                     .reward = reward,
-                                     .terminated = terminated,
-                                     .mask = mask};
+    const wmfast::SequenceOutput out{
+        .length = length,
+        .tokens = tokens,
+        .action = action,
+        .reward = reward,
+        .terminated = terminated,
+        .mask = mask,
+        .life_lost = (kind & 4) != 0 ? std::span(lost) : std::span<std::uint8_t>()};
     try {
       replay_->sample_sequences(out, recent);
     } catch (const std::invalid_argument& error) {
@@ -152,6 +154,7 @@ class Session {
     for (const std::uint16_t token : tokens) CHECK(token < options_.vocab_size);
     for (std::size_t i = 0; i < count; ++i) {
       CHECK(mask[i] <= 1 && terminated[i] <= mask[i]);
+      CHECK(out.life_lost.empty() ? lost[i] == 9 : lost[i] <= mask[i]);
       CHECK(mask[i] == 1 || (action[i] == 0 && reward[i] == 0.0f));
       const bool first = i % static_cast<std::size_t>(length) == 0;
       CHECK(!first || mask[i] == 1);

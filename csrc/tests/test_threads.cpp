@@ -114,7 +114,8 @@ void draw_sequences(wmfast::TokenReplay& replay) {
                            .action = action,
                            .reward = reward,
                            .terminated = terminated,
-                           .mask = mask},
+                           .mask = mask,
+                           .life_lost = {}},
                           wmfast::Recent{300, 0.5});
   for (std::size_t i = 0; i < kBatch; ++i) {
     const auto token = [&](std::size_t at) {

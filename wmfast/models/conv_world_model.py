@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmfast.config import WorldModelConfig
+from wmfast.models.events import Events, RewardDoneHeads
 from wmfast.models.prediction import (
     COPY_LOGIT_INIT,
     Prediction,
-    RewardDoneHeads,
     Target,
     WorldModel,
     token_loss,
@@ -71,7 +71,7 @@ class ConvWorldModel(WorldModel):
         self.reward_done: RewardDoneHeads | None = None
         if config.reward_done_heads:
             self.event = nn.Linear(c, c)
-            self.reward_done = RewardDoneHeads(2 * c, config.done_weight)
+            self.reward_done = RewardDoneHeads(2 * c, config.done_weight, lives=config.life_head)
 
     def forward(
         self, history_btk: Tensor, action_b: Tensor, cell_m: Tensor | None = None
@@ -86,19 +86,13 @@ class ConvWorldModel(WorldModel):
     def _predict(
         self, y_bkd: Tensor, last_bk: Tensor, cell_m: Tensor | None = None, *, events: bool = True
     ) -> Prediction:
-        sign_bc = magnitude_b = done_b = None
+        said: Events | tuple[None, ...] = (None,) * 4
         if self.reward_done is not None and events:
-            sign_bc, magnitude_b, done_b = self.reward_done(self._pool(y_bkd))
+            said = self.reward_done(self._pool(y_bkd))
         if cell_m is not None:
             y_bkd, last_bk = y_bkd.flatten(0, 1)[cell_m], last_bk.flatten()[cell_m]
-        return Prediction(
-            logits_bkv=self.tokens(y_bkd),
-            last_bk=last_bk,
-            copy_logit_bk=None if self.copy is None else self.copy(y_bkd).squeeze(-1),
-            reward_sign_logits_bc=sign_bc,
-            reward_magnitude_b=magnitude_b,
-            done_logit_b=done_b,
-        )
+        copy_bk = None if self.copy is None else self.copy(y_bkd).squeeze(-1)
+        return Prediction(self.tokens(y_bkd), last_bk, copy_bk, *said)
 
     def _features(self, history_btk: Tensor, action_b: Tensor) -> Tensor:
         token_bkte = self.token(history_btk.transpose(1, 2))

@@ -39,6 +39,7 @@ class Prediction(NamedTuple):
     reward_sign_logits_bc: Tensor | None  # float (B, 3) negative, zero, positive
     reward_magnitude_b: Tensor | None  # float (B,) log1p |reward|, given that it is not zero
     done_logit_b: Tensor | None  # float (B,) log-odds that the episode ends with this step
+    life_logit_b: Tensor | None = None  # float (B,) log-odds that this step costs a life
 
     def token_logits(self) -> Tensor:
         """Float (B, K, V): logits of the mixture (of ``logits_bkv`` itself without a copy gate)."""
@@ -93,30 +94,16 @@ class Prediction(NamedTuple):
         """Probability that the episode ends with this step, float32 (B,); None without the head."""
         return None if self.done_logit_b is None else torch.sigmoid(self.done_logit_b.float())
 
-
-class RewardDoneHeads(nn.Module):
-    """Sign (3 classes), magnitude and done from pooled features."""
-
-    def __init__(self, d_model: int, done_weight: float) -> None:
-        super().__init__()
-        if done_weight <= 0:
-            raise ValueError(f"done_weight = {done_weight}: must be positive")
-        self.sign = nn.Linear(d_model, 3)
-        self.magnitude = nn.Linear(d_model, 1)
-        self.done = nn.Linear(d_model, 1)
-        nn.init.constant_(self.done.bias, -math.log(done_weight))  # even odds under the weights
-
-    def forward(self, pooled_bd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D) to sign logits (B, 3), magnitude (B,) and done logit (B,)."""
-        magnitude_b1, done_b1 = self.magnitude(pooled_bd), self.done(pooled_bd)
-        return self.sign(pooled_bd), magnitude_b1.squeeze(-1), done_b1.squeeze(-1)
+    def life_lost(self) -> Tensor | None:
+        """Probability that the step costs a life, float32 (B,); None without the head."""
+        return None if self.life_logit_b is None else torch.sigmoid(self.life_logit_b.float())
 
 
 class WorldModel(nn.Module):
     """Base of the world models: subclasses give ``forward``, this gives the loss.
 
     Attributes:
-        done_weight: weight of the rare positives of the done head.
+        done_weight: weight of the rare positives of the heads for ends and lost lives.
         teacher_forcing: how often a step of a rollout is followed by the real frame.
         step_discount: weight of a rollout's step over that of the step before.
         importance: weights of the target tokens from all frames (B, T + S, K) and S; None: all 1.
@@ -146,8 +133,8 @@ class WorldModel(nn.Module):
             The scalar to minimise and detached metrics, unweighted, of the first step:
             ``token_loss`` (nats a token), ``token_accuracy``, ``copy_accuracy`` (that of repeating
             the last frame), ``changed_accuracy`` (of tokens that differ from it), ``reward_loss``,
-            ``done_loss``; with S > 1 also the tokens' figures of the last step as ``rollout_...``,
-            against the real frame before.
+            ``done_loss``, ``life_loss``; with S > 1 also the tokens' figures of the last step as
+            ``rollout_...``, against the real frame before.
         """
         assert batch.tokens_bsk.shape[-1] == TOKENS_PER_FRAME, batch.tokens_bsk.shape
         steps = batch.action_bs.shape[1]
@@ -197,9 +184,15 @@ class WorldModel(nn.Module):
             return loss, metrics
         row_b = batch.mask_bs[:, step]
         reward = reward_loss(prediction, batch.reward_bs[:, step], row_b)
-        done = done_loss(prediction, batch.terminated_bs[:, step], row_b, self.done_weight)
-        metrics = metrics | {"reward_loss": reward.detach(), "done_loss": done.detach()}
-        return loss + reward + done, metrics
+        done = end_loss(
+            prediction.done_logit_b, batch.terminated_bs[:, step], row_b, self.done_weight
+        )
+        losses = {"reward_loss": reward, "done_loss": done}
+        if prediction.life_logit_b is not None:
+            lost_b = batch.life_lost_bs[:, step]
+            losses["life_loss"] = end_loss(prediction.life_logit_b, lost_b, row_b, self.done_weight)
+        found = {name: value.detach() for name, value in losses.items()}
+        return loss + torch.stack(list(losses.values())).sum(), metrics | found
 
 
 def _of_rollout(metrics: Metrics) -> Metrics:
@@ -265,15 +258,14 @@ def reward_loss(prediction: Prediction, reward_b: Tensor, row_b: Tensor) -> Tens
     return weighted_mean(sign, row_b) + weighted_mean(magnitude_b, row_b & (reward_b != 0))
 
 
-def done_loss(prediction: Prediction, terminated_b: Tensor, row_b: Tensor, weight: float) -> Tensor:
-    """Binary cross-entropy with weighted positives.
+def end_loss(logit_b: Tensor, ended_b: Tensor, row_b: Tensor, weight: float) -> Tensor:
+    """Binary cross-entropy of rare ends, of episodes or lives, with weighted positives.
 
     The weight w moves the best logit by log w; adding log w to the logit here leaves the head
-    itself calibrated, so ``Prediction.done`` is a probability.
+    itself calibrated, so ``Prediction.done`` and ``life_lost`` are probabilities.
     """
-    assert prediction.done_logit_b is not None
-    logit_b = prediction.done_logit_b.float() + math.log(weight)
-    loss_b = torch.where(terminated_b, weight * F.softplus(-logit_b), F.softplus(logit_b))
+    logit_b = logit_b.float() + math.log(weight)
+    loss_b = torch.where(ended_b, weight * F.softplus(-logit_b), F.softplus(logit_b))
     return weighted_mean(loss_b, row_b)
 
 

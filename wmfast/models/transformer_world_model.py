@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from wmfast.config import WorldModelConfig
-from wmfast.models.prediction import COPY_LOGIT_INIT, Prediction, RewardDoneHeads, WorldModel
+from wmfast.models.events import Events, RewardDoneHeads
+from wmfast.models.prediction import (
+    COPY_LOGIT_INIT,
+    Prediction,
+    WorldModel,
+)
 from wmfast.models.transformer import INIT_STD, Encoder, TubeletEmbedding, initialise
 from wmfast.types import GRID_HW, HISTORY
 
@@ -44,7 +49,7 @@ class TransformerWorldModel(WorldModel):
         if self.copy is not None:
             nn.init.constant_(self.copy.bias, COPY_LOGIT_INIT)
         if config.reward_done_heads:
-            self.reward_done = RewardDoneHeads(d, config.done_weight)
+            self.reward_done = RewardDoneHeads(d, config.done_weight, lives=config.life_head)
 
     @property
     def length(self) -> int:
@@ -57,19 +62,14 @@ class TransformerWorldModel(WorldModel):
         query_bpd = self._queries(action_b, action_bd)
         x_bld = torch.cat([self.embedding(history_btk), action_bd[:, None], query_bpd], dim=1)
         y_bpd = self.norm(self.encoder(x_bld, last=self.embedding.cells))
-        sign_bc = magnitude_b = done_b = None
+        said: Events | tuple[None, ...] = (None,) * 4
         if self.reward_done is not None:
-            sign_bc, magnitude_b, done_b = self.reward_done(y_bpd.mean(dim=1))
-        return Prediction(
-            logits_bkv=self._cells_to_tokens(self.tokens(y_bpd)),
-            last_bk=history_btk[:, -1],
-            copy_logit_bk=None
-            if self.copy is None
-            else self._cells_to_tokens(self.copy(y_bpd)).squeeze(-1),
-            reward_sign_logits_bc=sign_bc,
-            reward_magnitude_b=magnitude_b,
-            done_logit_b=done_b,
-        )
+            said = self.reward_done(y_bpd.mean(dim=1))
+        copy_bk = None
+        if self.copy is not None:
+            copy_bk = self._cells_to_tokens(self.copy(y_bpd)).squeeze(-1)
+        logits_bkv = self._cells_to_tokens(self.tokens(y_bpd))
+        return Prediction(logits_bkv, history_btk[:, -1], copy_bk, *said)
 
     def _queries(self, action_b: Tensor, action_bd: Tensor) -> Tensor:
         """Zero content + spatial + target time + the action's map + the action, then FiLM."""

@@ -96,6 +96,7 @@ struct SequenceOutput {
   std::span<float> reward;             // (B, S) raw
   std::span<std::uint8_t> terminated;  // (B, S) 0 or 1
   std::span<std::uint8_t> mask;        // (B, S) 0 or 1: the step is real and its successor stored
+  std::span<std::uint8_t> life_lost;   // (B, S) 0 or 1, or empty: not wanted
 };
 
 struct Recent {
