@@ -58,7 +58,7 @@ class DreamOptions:
     """A GIF of a real game of a run's agent beside the world model's dream of it."""
 
     run_dir: Path
-    """Folder of the run; its latest checkpoint dreams."""
+    """Folder of the run; its latest checkpoint dreams, after its end the kept world model."""
     out: Path | None = None
     """The GIF; `media/dream.gif` of the run unless given."""
     steps: int = 50

@@ -140,7 +140,7 @@ class DreamVectorEnv(VectorEnv[Array, Array, Array]):
         device: Device = "cpu",
         **options: Any,
     ) -> DreamVectorEnv:
-        """The dreams of a run's latest checkpoint, begun where its replay buffer has been.
+        """The dreams of a run (ended: of its kept world model), begun where its replay has been.
 
         Args:
             run: the run folder.

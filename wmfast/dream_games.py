@@ -150,7 +150,7 @@ class DreamGames:
 
 
 def dream_parts(run: Path, *, starts: int, device: Device) -> DreamParts:
-    """The models of a run's latest checkpoint and `starts` histories of its replay buffer.
+    """A run's models, as `load_trained` gives them, and `starts` histories of its replay buffer.
 
     Raises:
         UserError: no run or no whole checkpoint is there, its world model is untrained or has no

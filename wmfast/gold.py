@@ -49,7 +49,7 @@ def gold_evaluation(
     tier: Tier,
     action_meanings: Sequence[str],
 ) -> dict[str, Any]:
-    """All figures of a tier; the same weights and files give the same, to the digit.
+    """All figures of a tier, to the digit the same for the same weights, files and threads.
 
     Args:
         world_model, tokenizer: on one device; the world model is in eval mode for the call.
