@@ -72,4 +72,5 @@ def test_which_model_is_kept(tmp_path: Path, monkeypatch, marks, moves, kept):
     path = tmp_path / "models" / "world_model.safetensors"
     assert read_model(path, "world_model")[1]["norm.bias"][0].item() == pytest.approx(expected)
     assert read_meta(path)["env_step"] == kept
+    assert selection.kept_model(parts, run).norm.bias[0].item() == pytest.approx(expected)
     assert model.norm.bias[0].item() == -1.0

@@ -24,7 +24,7 @@ from wmfast.quality import world_model_quality
 from wmfast.recording import Frames, Recording
 from wmfast.resume import RESULT_FILE
 from wmfast.rundir import RunDir
-from wmfast.selection import keep_best, put_aside
+from wmfast.selection import keep_best, kept_model, put_aside
 
 EXPLORING = 0.01  # a greedy policy can be stuck in a deterministic game: reported beside it
 MID_RUN_STEPS = 5_000  # a greedy policy that is stuck would play 27,000 steps of nothing
@@ -178,7 +178,7 @@ def _draw(parts: Parts, run: RunDir, film: Frames, recording: Recording) -> dict
         again = parts.tokenizer.decode(parts.encode(shown))
     save_reconstructions(pictures["reconstructions"], shown.cpu().numpy(), again.cpu().numpy())
     real, dreamed = recording.dream(
-        parts.world_model,
+        kept_model(parts, run),
         parts.tokenizer,
         film,
         start=DREAM_START,

@@ -88,6 +88,13 @@ def keep_best(parts: Parts, run: RunDir, bank: GoldBank) -> dict[str, Any]:
     }
 
 
+def kept_model(parts: Parts, run: RunDir) -> WorldModel:
+    """A copy of the run's world model with the weights that ``keep_best`` wrote."""
+    model = copy.deepcopy(parts.world_model)
+    model.load_state_dict(read_model(run.models / "world_model.safetensors", "world_model")[1])
+    return model
+
+
 def _in_words(compared: int, stale: int) -> str:
     if not stale:
         return f"the best of {compared}"
