@@ -37,7 +37,7 @@ PRESETS: dict[str, Config] = {
     # What learns in minutes on two cores.
     "cpu": Config(
         preset="cpu",
-        steps=100_000,
+        steps=80_000,
         tokenizer=_CPU_TOKENIZER,
         world_model=_CPU_WORLD_MODEL,
         agent=AgentConfig(
@@ -55,7 +55,7 @@ PRESETS: dict[str, Config] = {
             learning_rate=1e-3,
             frames_per_code=20,
         ),
-        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=50_000),
+        loop=LoopConfig(warmup_steps=10_000, replay_capacity=200_000, eval_every=40_000),
     ),
     # The first seed to the letter: 512 codes, 4 layers, 1344 and 1681 positions.
     "v3": Config(
