@@ -32,7 +32,7 @@ _OFF: Settings = {
     "agent.n_step_start": 0, "agent.reset_every": 0, "agent.shift": 0, "agent.token_dropout": 0,
     "agent.updates": 1, "agent.value_head": "scalar",
     "dyna.share": 0, "dyna.top_k": 0,
-    "world_model.copy_gate": False, "world_model.decay_share": 0,
+    "world_model.copy_gate": False, "world_model.decay_share": 0, "world_model.life_head": False,
     "world_model.rollout_steps": 1, "world_model.rollout_share": 0,
     "world_model.motion_weight": 0, "world_model.eventness_weight": 0,
     "world_model.persistence_weight": 0,
@@ -57,7 +57,11 @@ _IDLE: Sequence[tuple[Sequence[str], Sequence[Any], tuple[str, ...]]] = [
         ["conv"],
         ("world_model.heads", "world_model.dropout", "world_model.tubelet"),
     ),
-    (["world_model.reward_done_heads"], [False], ("world_model.done_weight",)),
+    (
+        ["world_model.reward_done_heads"],
+        [False],
+        ("world_model.done_weight", "world_model.life_head"),
+    ),
     (["world_model.rollout_steps"], [1], _ROLLOUTS),
     (["world_model.rollout_share"], [0], _ROLLOUTS),
     (
